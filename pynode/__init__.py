@@ -1,0 +1,22 @@
+"""Neural ODEs for PyTorch."""
+
+from pynode.catalogue import sensitivities, solvers
+from pynode.functional import odeint, solve
+from pynode.neural_ode import NeuralODE
+from pynode.problem import ODEProblem
+from pynode.solution import Retcode, Solution, Statistics
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NeuralODE",
+    "ODEProblem",
+    "Retcode",
+    "Solution",
+    "Statistics",
+    "__version__",
+    "odeint",
+    "sensitivities",
+    "solve",
+    "solvers",
+]

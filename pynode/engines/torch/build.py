@@ -1,0 +1,51 @@
+"""Options turned into the parts of an integration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from pynode.engines.torch.controller import NORMS, ErrorNorm, Reduce, StepSize
+from pynode.engines.torch.integrate import Integrator
+from pynode.engines.torch.methods import TABLEAUS
+from pynode.engines.torch.runge_kutta import ExplicitStepper, RightHandSide
+from pynode.options import SolveOptions
+
+
+def build_integrator(
+    rhs: RightHandSide,
+    like: Tensor,
+    options: SolveOptions,
+    *,
+    reduce: Reduce | None = None,
+    tolerances: tuple[float | Tensor, float | Tensor] | None = None,
+    taped: bool = False,
+    transformed: bool = False,
+) -> Integrator:
+    """An integrator for states like ``like``.
+
+    Args:
+        reduce: the error norm, where it is not the one that the options name.
+        tolerances: rtol and atol, where they are per entry (N,).
+    """
+    tableau = TABLEAUS[options.solver]
+    stepper = ExplicitStepper(tableau, rhs, like, taped)
+    norm = control = None
+    if options.is_adaptive:
+        rtol, atol = tolerances or (options.rtol, options.atol)
+        if reduce is None:
+            assert isinstance(options.norm, str)
+            reduce = NORMS[options.norm]
+        norm = ErrorNorm(rtol, atol, reduce, transformed)
+        control = StepSize(options.controller, tableau.error_order, options.dt_max)
+    return Integrator(stepper, norm, control, options.max_steps, options.dt)
+
+
+def custom_norm(norm: Callable, restore: Callable[[Tensor], object]) -> Reduce:
+    """A user's norm of a state as one of flat vectors."""
+
+    def reduce(x: Tensor) -> Tensor:
+        return x.new_tensor(0.0) + norm(restore(x))
+
+    return reduce

@@ -1,0 +1,160 @@
+"""Error norms, step-size control, and the first step size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pynode.engines.torch.runge_kutta import Coefficients, Piece
+from pynode.options import CONTROLLERS
+
+Reduce = Callable[[Tensor], Tensor]
+"""From a vector of scaled errors (N,) to a 0-d tensor."""
+
+SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
+
+
+def rms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x) / math.sqrt(x.numel())
+
+
+def maximum(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, ord=math.inf)
+
+
+NORMS: dict[str, Reduce] = {"rms": rms, "max": maximum}
+
+
+class _MaxOverBatch(torch.autograd.Function):
+    """The identity; under vmap, the largest value of the batch.
+
+    Step sizes are decided on the host by one number, so a vmapped solve takes the steps that
+    suit its worst sample, as a batched one does.
+    """
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        pass
+
+    @staticmethod
+    def backward(ctx, grad) -> None:  # type: ignore[no-untyped-def]
+        return None
+
+    @staticmethod
+    def jvp(ctx, tangent):  # type: ignore[no-untyped-def]
+        return None
+
+    @staticmethod
+    def vmap(info, in_dims, x: Tensor):  # type: ignore[no-untyped-def]
+        return _MaxOverBatch.apply(x.amax(dim=in_dims[0])), None
+
+
+def to_host(x: Tensor, transformed: bool) -> float:
+    """A 0-d tensor as a number: the one synchronisation of a step."""
+    if transformed:
+        x = _MaxOverBatch.apply(x.detach())
+    return float(x)
+
+
+class ErrorNorm:
+    """Norm of a step's error estimate, in units of the tolerance: accepted up to 1.
+
+    Args:
+        rtol, atol: numbers, or flat tensors (N,).
+        reduce: the norm.
+        transformed: the solve runs under a torch.func transform.
+    """
+
+    def __init__(
+        self, rtol: float | Tensor, atol: float | Tensor, reduce: Reduce, transformed: bool
+    ) -> None:
+        self.rtol, self.atol = rtol, atol
+        self.reduce = reduce
+        self.transformed = transformed
+
+    @torch.no_grad()
+    def of_step(self, piece: Piece, c: Coefficients) -> float:
+        scale = self.scale(piece.z, piece.z1)
+        stages = piece.stages.t()
+        high = self.reduce(torch.mv(stages, c.error) / scale)  # type: ignore[arg-type]
+        size = abs(piece.dt)
+        if c.error_low is None:
+            return size * to_host(high, self.transformed)
+        # DOP853's combination (Hairer, Norsett, Wanner, Solving ODEs I, eq. II.10.17).
+        low = self.reduce(torch.mv(stages, c.error_low) / scale)
+        error = high * high / torch.sqrt(high * high + 0.01 * low * low).clamp_min(1e-300)
+        return size * to_host(error, self.transformed)
+
+    def scale(self, z: Tensor, z1: Tensor) -> Tensor:
+        return torch.maximum(z.abs(), z1.abs()) * self.rtol + self.atol
+
+    def of_vector(self, x: Tensor, scale: Tensor) -> float:
+        return to_host(self.reduce(x / scale), self.transformed)
+
+
+class StepSize:
+    r"""Step-size controller (Soderlind 2003, Digital filters in adaptive time-stepping).
+
+    .. math:: h_{n+1} = h_n\,\gamma\, e_n^{-\beta_1/k} e_{n-1}^{-\beta_2/k} e_{n-2}^{-\beta_3/k}
+
+    with errors e in units of the tolerance, k the order of the estimate plus one, the factor
+    kept within [0.2, 10]; after a rejection the elementary controller, without growth.
+    """
+
+    def __init__(self, kind: str, error_order: int, dt_max: float) -> None:
+        self._exponents = [beta / (error_order + 1) for beta in CONTROLLERS[kind]]
+        self._elementary = 1.0 / (error_order + 1)
+        self._past = [1.0, 1.0]
+        self._rejected = False
+        self.dt_max = dt_max
+
+    def accepted(self, dt: float, error: float) -> float:
+        """The next step size after a step of size ``dt`` was accepted."""
+        error = max(error, 1e-10)
+        factor = SAFETY
+        for beta, e in zip(self._exponents, (error, *self._past), strict=True):
+            factor *= e**-beta
+        grow = 1.0 if self._rejected else GROW
+        self._past = [error, self._past[0]]
+        self._rejected = False
+        return min(dt * min(max(factor, SHRINK), grow), self.dt_max)
+
+    def rejected(self, dt: float, error: float) -> float:
+        """The next step size after a step of size ``dt`` was rejected."""
+        self._rejected = True
+        if not math.isfinite(error):
+            return dt * 0.1
+        return dt * max(SHRINK, SAFETY * error**-self._elementary)
+
+
+@torch.no_grad()
+def first_step_size(
+    rhs: Callable[[float, Tensor], Tensor],
+    t0: float,
+    t1: float,
+    z0: Tensor,
+    f0: Tensor,
+    order: int,
+    norm: ErrorNorm,
+) -> float:
+    """Hairer, Norsett, Wanner, Solving ODEs I, section II.4: one evaluation more."""
+    span = abs(t1 - t0)
+    direction = math.copysign(1.0, t1 - t0)
+    scale = norm.scale(z0, z0)
+    d0, d1 = norm.of_vector(z0, scale), norm.of_vector(f0, scale)
+    h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+    h0 = min(h0, span)
+    f1 = rhs(t0 + direction * h0, torch.add(z0, f0, alpha=direction * h0))
+    d2 = norm.of_vector(f1 - f0, scale) / h0
+    if not math.isfinite(d2):
+        return h0
+    largest = max(d1, d2)
+    h1 = max(1e-6, h0 * 1e-3) if largest <= 1e-15 else (0.01 / largest) ** (1.0 / (order + 1))
+    return min(100.0 * h0, h1, span)

@@ -1,0 +1,47 @@
+"""Failed solves in words: where, why, and what to try."""
+
+from __future__ import annotations
+
+from pynode.engines.torch.integrate import End
+from pynode.options import SolveOptions
+from pynode.solution import Retcode
+from pynode.state import StateLayout
+
+
+def explain(
+    end: End, options: SolveOptions, layout: StateLayout, of: str = "the solve"
+) -> tuple[int | None, str]:
+    """The sample to blame, where there is one, and the message."""
+    sample, place = None, ""
+    if end.entry is not None and end.entry < layout.size:
+        sample, where = layout.locate(end.entry)
+        place = f" ({where})"
+    method = f"{options.solver}, rtol={options.rtol}, atol={options.atol}"
+    if not options.is_adaptive:
+        method = f"{options.solver}, dt={options.dt:g}"
+    at = f"{of} with {method} stopped at t={end.t:.6g}"
+    if end.retcode is Retcode.MAX_STEPS:
+        cause = (
+            f"max_steps={options.max_steps} attempted steps were not enough (the next would have "
+            f"had size {end.dt:.2g}). If the problem is stiff, use a stiff solver; else raise "
+            "max_steps or loosen rtol and atol"
+        )
+    elif end.retcode is Retcode.DT_UNDERFLOW:
+        cause = (
+            f"the step size fell to {end.dt:.2g}, the spacing of floating-point numbers there. "
+            "The solution may blow up near that time, or the field jump: check the field, give "
+            "tstops=[...] where it jumps, or loosen rtol and atol"
+        )
+    elif options.is_adaptive:
+        cause = (
+            f"the field returns NaN or infinity{place} however small the step. Evaluate the field "
+            "there; look for log, sqrt or division at the edge of their domain, or exploding "
+            "parameters"
+        )
+    else:
+        cause = (
+            f"the next step of size {end.dt:.2g} gives NaN or infinity{place}. Fixed steps may be "
+            "too large for the problem: lessen dt or use an adaptive solver; else look for log, "
+            "sqrt or division at the edge of their domain"
+        )
+    return sample, f"{at}: {cause}."

@@ -1,0 +1,161 @@
+"""The loop: from one time to another, by steps that are accepted or rejected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pynode.engines.torch.controller import ErrorNorm, StepSize, first_step_size
+from pynode.engines.torch.runge_kutta import ExplicitStepper, Piece
+from pynode.solution import Retcode
+
+OnStep = Callable[[Piece], None]
+
+
+@dataclass
+class End:
+    """How and where an integration ended.
+
+    Attributes:
+        t, z: the last accepted time and state.
+        dt: the size the next step would have had.
+        entry: for a non-finite end, the flat state entry to blame, if one was found.
+    """
+
+    retcode: Retcode
+    t: float
+    z: Tensor
+    dt: float
+    entry: int | None = None
+
+
+class Integrator:
+    """Integrates with one stepper over any number of stretches, remembering the step size.
+
+    Args:
+        stepper: makes attempts.
+        norm: error norm; None for fixed steps of size ``dt``.
+        control: step-size controller; None for fixed steps.
+        max_steps: largest number of attempts in one run.
+        dt: first (or fixed) step size; None to have it chosen.
+    """
+
+    def __init__(
+        self,
+        stepper: ExplicitStepper,
+        norm: ErrorNorm | None,
+        control: StepSize | None,
+        max_steps: int,
+        dt: float | None,
+    ) -> None:
+        self.stepper = stepper
+        self.norm, self.control = norm, control
+        self.max_steps = max_steps
+        self.dt = dt
+        self.accepted = 0
+        self.rejected = 0
+        self._limit = max_steps
+
+    def run(
+        self,
+        t0: float,
+        z0: Tensor,
+        stops: Sequence[float],
+        on_step: OnStep | None = None,
+        first: Tensor | None = None,
+    ) -> End:
+        """Integrate from (t0, z0) through all ``stops``, each of which a step ends on."""
+        self._limit = self.accepted + self.rejected + self.max_steps
+        f0 = self.stepper.begin(t0, z0, first)
+        if self.dt is None:
+            self.dt = self._choose_first(t0, stops[-1], z0, f0)
+            if not math.isfinite(self.dt):
+                return End(Retcode.NON_FINITE, t0, z0, self.dt, first_non_finite(f0))
+        t, z = t0, z0
+        for stop in stops:
+            end = self._stretch(t, z, stop, on_step)
+            if end.retcode is not Retcode.SUCCESS:
+                return end
+            t, z = end.t, end.z
+        return End(Retcode.SUCCESS, t, z, self.dt)
+
+    def _choose_first(self, t0: float, t1: float, z0: Tensor, f0: Tensor) -> float:
+        assert self.norm is not None and self.control is not None
+        tableau = self.stepper.tableau
+        rhs = self.stepper.rhs
+        if not math.isfinite(self.norm.of_vector(f0.detach(), torch.ones_like(f0))):
+            return math.nan
+        dt = first_step_size(rhs, t0, t1, z0, f0, tableau.error_order, self.norm)
+        return min(dt, self.control.dt_max)
+
+    def _stretch(self, t: float, z: Tensor, stop: float, on_step: OnStep | None) -> End:
+        """Steps up to ``stop``, which the last one lands on."""
+        assert self.dt is not None
+        direction = math.copysign(1.0, stop - t)
+        stepper = self.stepper
+        # A last step may be stretched a little, so that no sliver is left over.
+        slack = 1.0 + 1e-9 if self.control is None else 1.01
+        while (stop - t) * direction > 0:
+            remaining = abs(stop - t)
+            dt = self.dt
+            lands = dt * slack >= remaining
+            if self.accepted + self.rejected >= self._limit:
+                return End(Retcode.MAX_STEPS, t, z, dt)
+            if not lands and dt < 8 * math.ulp(max(abs(t), abs(stop))):
+                return End(Retcode.DT_UNDERFLOW, t, z, dt)
+            t1 = stop if lands else t + direction * dt
+            piece = stepper.attempt(t, t1, z)
+            error = self._judge(piece)
+            if error > 1.0 or not math.isfinite(error):
+                end = self._reject(piece, error, stop)
+                if end is not None:
+                    return end
+                continue
+            self.accepted += 1
+            if self.control is not None:
+                proposal = self.control.accepted(abs(piece.dt), error)
+                # A step cut short by a stop says little about the size that the next may have.
+                self.dt = max(proposal, dt) if lands and abs(piece.dt) < dt else proposal
+            if on_step is not None:
+                on_step(piece)
+            stepper.advance()
+            t, z = t1, piece.z1
+        return End(Retcode.SUCCESS, t, z, self.dt)
+
+    def _judge(self, piece: Piece) -> float:
+        """Error in units of the tolerance; NaN for a step that is not finite."""
+        if self.norm is not None:
+            return self.norm.of_step(piece, self.stepper.coefficients)
+        with torch.no_grad():
+            total = float(piece.z1.detach().sum()) if not _is_wrapped(piece.z1) else 0.0
+        finite = math.isfinite(total) or bool(piece.z1.isfinite().all())
+        return 0.0 if finite else math.nan
+
+    def _reject(self, piece: Piece, error: float, stop: float) -> End | None:
+        self.rejected += 1
+        if self.control is None:
+            entry = first_non_finite(piece.z1)
+            return End(Retcode.NON_FINITE, piece.t, piece.z, abs(piece.dt), entry)
+        self.dt = self.control.rejected(abs(piece.dt), error)
+        smallest = 1e-13 * max(abs(piece.t), abs(stop))
+        if not math.isfinite(error) and self.dt < smallest:
+            entry = first_non_finite(piece.stages)
+            return End(Retcode.NON_FINITE, piece.t, piece.z, self.dt, entry)
+        return None
+
+
+def first_non_finite(x: Tensor) -> int | None:
+    """Index along the last dimension of the first entry that is NaN or infinite."""
+    if _is_wrapped(x):
+        return None
+    bad = (~x.detach().isfinite()).reshape(-1, x.shape[-1]).any(dim=0).nonzero()
+    return int(bad[0]) if len(bad) else None
+
+
+def _is_wrapped(x: Tensor) -> bool:
+    """Under vmap the values of a tensor cannot be looked at."""
+    return torch._C._functorch.is_batchedtensor(x)

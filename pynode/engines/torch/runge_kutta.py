@@ -1,0 +1,216 @@
+"""One step of any explicit Runge-Kutta method, and dense output inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from pynode.engines.torch.tableau import Tableau
+
+RightHandSide = Callable[[float, Tensor], Tensor]
+
+
+class Coefficients:
+    """A tableau as tensors of one dtype on one device."""
+
+    def __init__(self, tableau: Tableau, dtype: torch.dtype, device: torch.device) -> None:
+        def tensor(row: tuple[float, ...]) -> Tensor:
+            return torch.tensor(row, dtype=dtype, device=device)
+
+        self.tableau = tableau
+        self.a = [tensor(row) for row in tableau.a]
+        self.extra_a = [tensor(row) for row in tableau.extra_a]
+        self.b = tensor(tableau.b)
+        self.error = None if tableau.error is None else tensor(tableau.error)
+        self.error_low = None if tableau.error_low is None else tensor(tableau.error_low)
+        degree = max(len(row) for row in tableau.interpolant)
+        rows = [list(row) + [0.0] * (degree - len(row)) for row in tableau.interpolant]
+        self.interpolant_rows = rows
+        self.interpolant = torch.tensor(rows, dtype=torch.float64)
+        self.degree = degree
+
+
+@lru_cache(maxsize=64)
+def coefficients(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> Coefficients:
+    return Coefficients(tableau, dtype, device)
+
+
+class Piece:
+    """One step of a solution and its dense output.
+
+    Attributes:
+        t, t1: where it starts and ends; ``dt = t1 - t``.
+        z, z1: states (N,) there.
+        stages: (s, N), one row a stage.
+    """
+
+    __slots__ = ("_coefficients", "_extended", "dt", "stages", "t", "t1", "z", "z1")
+
+    def __init__(
+        self, c: Coefficients, t: float, t1: float, z: Tensor, z1: Tensor, stages: Tensor
+    ) -> None:
+        self._coefficients = c
+        self._extended = not c.extra_a
+        self.t, self.t1, self.dt = t, t1, t1 - t
+        self.z, self.z1 = z, z1
+        self.stages = stages
+
+    def frozen(self) -> Piece:
+        """A copy that outlives the step: the stages' buffer is used again by the next one."""
+        c = self._coefficients
+        copy = Piece(c, self.t, self.t1, self.z, self.z1, self.stages.clone())
+        copy._extended = self._extended
+        return copy
+
+    def at(self, t: float, rhs: RightHandSide) -> Tensor:
+        """The state (N,) at a time inside the step."""
+        if t == self.t1:
+            return self.z1
+        if t == self.t:
+            return self.z
+        self._extend(rhs)
+        theta = (t - self.t) / self.dt
+        weights = torch.tensor(
+            [_polynomial(row, theta) for row in self._coefficients.interpolant_rows],
+            dtype=self.z.dtype,
+            device=self.z.device,
+        )
+        return torch.addmv(self.z, self.stages.t(), weights, alpha=self.dt)
+
+    def at_each(self, times: list[float], rhs: RightHandSide) -> Tensor:
+        """The states (m, N) at times inside the step."""
+        if all(t == self.t1 for t in times):
+            return self.z1.expand(len(times), -1)
+        weights = self.weights(times, rhs)
+        return torch.addmm(self.z.unsqueeze(0), weights, self.stages, alpha=self.dt)
+
+    def at_samples(
+        self, times: list[float], samples: Tensor, rows: int, rhs: RightHandSide
+    ) -> Tensor:
+        """Row ``samples[j]`` of the (rows, D) state at ``times[j]``, as (m, D)."""
+        weights = self.weights(times, rhs)
+        stages = self.stages.reshape(len(self.stages), rows, -1)[:, samples]
+        z = self.z.reshape(rows, -1)[samples]
+        return z + self.dt * torch.einsum("ms,smd->md", weights, stages)
+
+    def weights(self, times: list[float], rhs: RightHandSide) -> Tensor:
+        """Weights (m, stages) of the stages at times inside the step."""
+        self._extend(rhs)
+        c = self._coefficients
+        theta = (torch.tensor(times, dtype=torch.float64) - self.t) / self.dt
+        powers = torch.stack([theta**j for j in range(1, c.degree + 1)], dim=1)
+        weights = powers @ c.interpolant.t()
+        return weights.to(device=self.z.device, dtype=self.z.dtype)
+
+    def _extend(self, rhs: RightHandSide) -> None:
+        """Evaluate the stages that only the interpolant needs."""
+        if self._extended:
+            return
+        c = self._coefficients
+        for node, row in zip(c.tableau.extra_c, c.extra_a, strict=True):
+            z = torch.addmv(self.z, self.stages.t(), row, alpha=self.dt)
+            k = rhs(self.t + node * self.dt, z)
+            self.stages = torch.cat([self.stages, k.unsqueeze(0)])
+        self._extended = True
+
+
+def _polynomial(row: list[float], theta: float) -> float:
+    """row[0]·θ + row[1]·θ² + …"""
+    value = 0.0
+    for coefficient in reversed(row):
+        value = (value + coefficient) * theta
+    return value
+
+
+class _Buffer:
+    """Stages in one preallocated tensor: for solves without an autograd tape."""
+
+    def __init__(self, count: int, like: Tensor) -> None:
+        self.stages = torch.empty((count, len(like)), dtype=like.dtype, device=like.device)
+        self._rows = list(self.stages.unbind())
+        self._heads = [self.stages[:i].t() for i in range(count + 1)]
+
+    def put(self, i: int, k: Tensor) -> None:
+        self._rows[i].copy_(k)
+
+    def head(self, i: int) -> Tensor:
+        """The first i stages as (N, i)."""
+        return self._heads[i]
+
+    def first_from_last(self) -> None:
+        self._rows[0].copy_(self._rows[-1])
+
+
+class _Tape:
+    """Stages as separate tensors that autograd or torch.func can follow."""
+
+    def __init__(self, count: int, like: Tensor) -> None:
+        self._list: list[Tensor] = []
+
+    def put(self, i: int, k: Tensor) -> None:
+        del self._list[i:]
+        self._list.append(k)
+
+    def head(self, i: int) -> Tensor:
+        return self.stages_of(i).t()
+
+    def stages_of(self, i: int) -> Tensor:
+        return torch.stack(self._list[:i])
+
+    @property
+    def stages(self) -> Tensor:
+        return torch.stack(self._list)
+
+    def first_from_last(self) -> None:
+        self._list = [self._list[-1]]
+
+
+class ExplicitStepper:
+    """Attempts steps of an explicit Runge-Kutta method.
+
+    Args:
+        tableau: the method.
+        rhs: f(t, z) on flat states (N,).
+        like: a state, for its size, dtype and device.
+        taped: keep every operation visible to autograd and torch.func, at the price of
+            allocations; otherwise work in preallocated buffers, under ``torch.no_grad()``.
+    """
+
+    def __init__(self, tableau: Tableau, rhs: RightHandSide, like: Tensor, taped: bool) -> None:
+        self.tableau = tableau
+        self.coefficients = coefficients(tableau, like.dtype, like.device)
+        self.rhs = rhs
+        self._store = (_Tape if taped else _Buffer)(tableau.stages, like)
+        self._nodes = tableau.c
+        self._fresh = False
+
+    def begin(self, t: float, z: Tensor, first: Tensor | None = None) -> Tensor:
+        """Start at (t, z); returns the first stage f(t, z), which may be given."""
+        k = self.rhs(t, z) if first is None else first
+        self._store.put(0, k)
+        self._fresh = True
+        return k
+
+    def attempt(self, t: float, t1: float, z: Tensor) -> Piece:
+        """A step from (t, z) to t1; its stages are valid until the next attempt."""
+        c, store, rhs = self.coefficients, self._store, self.rhs
+        dt = t1 - t
+        if not self._fresh:
+            store.put(0, rhs(t, z))
+            self._fresh = True
+        z_stage = z
+        for i in range(1, len(c.a)):
+            z_stage = torch.addmv(z, store.head(i), c.a[i], alpha=dt)
+            store.put(i, rhs(t + self._nodes[i] * dt, z_stage))
+        z1 = z_stage if self.tableau.fsal else torch.addmv(z, store.head(len(c.a)), c.b, alpha=dt)
+        return Piece(c, t, t1, z, z1, store.stages)
+
+    def advance(self) -> None:
+        """The last attempt was accepted."""
+        if self.tableau.fsal:
+            self._store.first_from_last()
+        else:
+            self._fresh = False

@@ -1,0 +1,52 @@
+"""Every exception that pynode raises on purpose.
+
+Each message says where, what the cause is, and what to try.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pynode.solution import Solution
+
+
+class PynodeError(Exception):
+    """Base of all of pynode's exceptions."""
+
+
+class InputError(PynodeError, ValueError):
+    """An argument, option or data set that cannot be used as it is."""
+
+
+class FieldError(PynodeError, ValueError):
+    """The field returned something that is not the time derivative of the state."""
+
+
+class GradientError(PynodeError, RuntimeError):
+    """A gradient was asked for that the chosen sensitivity cannot give."""
+
+
+class SolveError(PynodeError, RuntimeError):
+    """A solve ended before the last time.
+
+    Attributes:
+        retcode: how it ended (``max_steps``, ``dt_underflow``, ``non_finite``).
+        t: the time that was reached.
+        sample: index of the first offending sample, or None where that cannot be told.
+        solution: what had been computed; times not reached hold NaN.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        retcode: str,
+        t: float,
+        sample: int | None = None,
+        solution: Solution | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.retcode = retcode
+        self.t = t
+        self.sample = sample
+        self.solution = solution

@@ -1,0 +1,80 @@
+"""NeuralODE, the module that most people use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from pynode.autograd import run
+from pynode.field import UserField
+from pynode.options import SolveOptions
+from pynode.problem import ODEProblem
+from pynode.solution import Solution, Statistics
+from pynode.state import State
+
+
+class NeuralODE(nn.Module):
+    """An ODE as a layer: z0 and times in, the states at those times out.
+
+    Chen, Rubanova, Bettencourt, Duvenaud 2018, Neural Ordinary Differential Equations.
+
+    Args:
+        field: f(t, z), f(t, z, args) or f(z), returning dz/dt in the shape of z; a module, whose
+            parameters are then this module's, or any function. ``t`` is a 0-d tensor.
+        options: fields of :class:`pynode.options.SolveOptions`: ``solver="tsit5"``,
+            ``sensitivity="interpolating"``, ``rtol=1e-6``, ``atol=1e-8``, ``engine="torch"``,
+            ``step_control="joint"``, ``max_steps=10_000``, ``dt``, ``checkpoints``, ...
+
+    Attributes:
+        options: the checked options.
+        stats: counts of the last solve; its backward counts are filled in when backward runs.
+
+    Raises:
+        InputError: an option is unknown or has no meaning.
+
+    Example:
+        >>> node = NeuralODE(nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 2)))
+        >>> zs = node(torch.randn(16, 2), torch.linspace(0, 1, 10))  # (10, 16, 2)
+    """
+
+    def __init__(self, field: UserField, **options: Any) -> None:
+        super().__init__()
+        self.field = field
+        self.options = SolveOptions.from_keywords(options)
+        self.stats = Statistics()
+
+    def forward(
+        self, z0: State, t: Any, args: Any = None, t0: float | Tensor | None = None
+    ) -> State:
+        """The states at the times ``t``.
+
+        Args:
+            z0, t, args, t0: see :class:`pynode.ODEProblem`.
+
+        Returns:
+            (T, *z0.shape), in the structure of z0.
+
+        Raises:
+            InputError, FieldError, SolveError: see :func:`pynode.solve`.
+        """
+        return self._run(z0, t, args, t0, self.options).zs
+
+    def solve(
+        self, z0: State, t: Any, args: Any = None, t0: float | Tensor | None = None
+    ) -> Solution:
+        """As calling the module, but the whole :class:`pynode.Solution`, with dense output."""
+        return self._run(z0, t, args, t0, replace(self.options, dense=True))
+
+    def _run(
+        self, z0: State, t: Any, args: Any, t0: float | Tensor | None, options: SolveOptions
+    ) -> Solution:
+        solution = run(ODEProblem(self.field, z0, t, args, t0), options)
+        self.stats = solution.stats
+        return solution
+
+    def extra_repr(self) -> str:
+        o = self.options
+        steps = f"rtol={o.rtol}, atol={o.atol}" if o.is_adaptive else f"dt={o.dt}"
+        return f"solver={o.solver!r}, sensitivity={o.sensitivity!r}, {steps}, engine={o.engine!r}"

@@ -1,0 +1,87 @@
+"""An initial value problem, checked at the door."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.errors import InputError
+from pynode.field import UserField, calling_form
+from pynode.options import SolveOptions
+from pynode.state import State, StateLayout
+from pynode.times import Times
+
+
+@dataclass(frozen=True)
+class ODEProblem:
+    """dz/dt = f(t, z), z(t0) = z0, with the times at which z is wanted.
+
+    Attributes:
+        field: f(t, z), f(t, z, args) or f(z), returning dz/dt in the structure of z. ``t`` is a
+            0-d tensor of the state's real dtype.
+        z0: a tensor of any shape and floating or complex dtype, or a tuple or dict of them.
+        t: (T,), increasing or decreasing, for times that all samples share; or (B, T), padded
+            with NaN at the end, or a list of 1-D tensors, for each sample's own (B is then the
+            first dimension of z0). Two or more distinct times, ``t0`` counted.
+        args: handed to the field: any nest of tuples, lists and dicts of tensors and other
+            things; gradients flow to its tensors.
+        t0: the time at which z0 holds; default: the first time.
+
+    Raises:
+        InputError: something does not fit; the message says what, and what to do.
+    """
+
+    field: UserField
+    z0: State
+    t: Any
+    args: Any = None
+    t0: float | Tensor | None = None
+    times: Times = field(init=False, repr=False)
+    layout: StateLayout = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        calling_form(self.field, self.args is not None)
+        layout = StateLayout(self.z0)
+        times = Times(self.t, self.t0)
+        if times.samples is not None:
+            layout.batch(times.samples)
+        object.__setattr__(self, "layout", layout)
+        object.__setattr__(self, "times", times)
+
+    def tolerances(self, options: SolveOptions) -> tuple[float | Tensor, float | Tensor]:
+        """rtol and atol as numbers or flat tensors (N,).
+
+        Raises:
+            InputError: a tolerance does not broadcast against the state.
+        """
+        found = tuple(self._tolerance(name, getattr(options, name)) for name in ("rtol", "atol"))
+        eps = torch.finfo(self.layout.dtype).eps
+        if options.is_adaptive and float(torch.as_tensor(found[0]).max()) < eps:
+            tight = not isinstance(found[1], Tensor) and found[1] < eps
+            if tight:
+                warnings.warn(
+                    f"rtol={options.rtol} is below the rounding of {self.layout.dtype} "
+                    f"({eps:.1e}): steps will be wasted. Use float64, or loosen rtol.",
+                    stacklevel=2,
+                )
+        return found  # type: ignore[return-value]
+
+    def _tolerance(self, name: str, value: float | Tensor) -> float | Tensor:
+        if not isinstance(value, Tensor):
+            return value
+        layout = self.layout
+        if not layout.single:
+            raise InputError(f"{name} is a tensor, but the state a structure: give one number")
+        try:
+            full = value.to(layout.device, layout.dtype).expand(layout.shapes[0])
+        except RuntimeError:
+            raise InputError(
+                f"{name} of shape {tuple(value.shape)} does not broadcast against the state of "
+                f"shape {layout.shapes[0]}"
+            ) from None
+        full = full.reshape(-1)
+        return full.repeat_interleave(2) if layout.dtypes[0].is_complex else full

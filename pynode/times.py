@@ -1,0 +1,120 @@
+"""Evaluation times: shared by the batch, or each sample's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.errors import InputError
+
+
+class Times:
+    """Checked evaluation times.
+
+    Attributes:
+        t: (T,) shared, or (B, T) per sample with NaN where a series is shorter; differentiable.
+        t0: 0-d tensor, or (B,) of equal values, at which the initial state holds;
+            differentiable (often a view of ``t``).
+        start, end: first and furthest time, as numbers.
+        direction: 1.0 forwards, -1.0 backwards in time.
+    """
+
+    def __init__(self, t: Any, t0: Any = None) -> None:
+        self.t = _as_tensor(t)
+        self.per_sample = self.t.ndim == 2
+        self.values: list[Any] = self.t.detach().tolist()
+        self._check_shape()
+        flat = self._finite_rows()
+        self.t0, self.start = self._initial_time(t0, flat)
+        self.direction, self.end = self._span(flat)
+        self._check_order(flat)
+
+    def _check_shape(self) -> None:
+        if self.t.ndim not in (1, 2) or self.t.numel() == 0:
+            raise InputError(
+                f"times have shape {tuple(self.t.shape)}: give (T,) for times that all samples "
+                "share, or (B, T) or a list of 1-D tensors for each sample's own"
+            )
+
+    def _finite_rows(self) -> list[list[float]]:
+        """Rows of numbers without padding; inf anywhere and NaN in shared times are errors."""
+        if not self.per_sample:
+            if not all(math.isfinite(x) for x in self.values):
+                raise InputError("times hold NaN or infinity: shared times must be finite")
+            return [self.values]
+        rows = []
+        for b, row in enumerate(self.values):
+            n = next((i for i, x in enumerate(row) if math.isnan(x)), len(row))
+            if n == 0 or not all(math.isnan(x) for x in row[n:]):
+                raise InputError(
+                    f"times of sample {b}: NaN may only pad the end of a row that has at least "
+                    "one time"
+                )
+            if any(math.isinf(x) for x in row[:n]):
+                raise InputError(f"times of sample {b} hold infinity")
+            rows.append(row[:n])
+        return rows
+
+    def _initial_time(self, t0: Any, rows: list[list[float]]) -> tuple[Tensor, float]:
+        if t0 is not None:
+            tensor = t0 if isinstance(t0, Tensor) else torch.tensor(float(t0), dtype=torch.float64)
+            if tensor.ndim != 0 or not math.isfinite(float(tensor)):
+                raise InputError(f"t0 must be one finite number, not {t0!r}")
+            return tensor, float(tensor)
+        if not self.per_sample:
+            return self.t[0], rows[0][0]
+        firsts = [row[0] for row in rows]
+        if min(firsts) != max(firsts):
+            raise InputError(
+                f"the samples' first times differ (from {min(firsts):g} to {max(firsts):g}), so "
+                "it is not clear when z0 holds: give t0=..., one time for all samples"
+            )
+        return self.t[:, 0], firsts[0]
+
+    def _span(self, rows: list[list[float]]) -> tuple[float, float]:
+        low = min(min(row) for row in rows)
+        high = max(max(row) for row in rows)
+        if low < self.start < high:
+            raise InputError(
+                f"t0={self.start:g} lies between the times ({low:g} to {high:g}): all times must "
+                "be on one side of it. Solve once in each direction."
+            )
+        if low == high == self.start:
+            raise InputError(
+                f"all times equal {self.start:g}: two or more distinct times are needed"
+            )
+        return (1.0, high) if high > self.start else (-1.0, low)
+
+    def _check_order(self, rows: list[list[float]]) -> None:
+        for b, row in enumerate(rows):
+            for i in range(len(row) - 1):
+                if (row[i + 1] - row[i]) * self.direction < 0:
+                    where = f"sample {b}, " if self.per_sample else ""
+                    way = "increase" if self.direction > 0 else "decrease"
+                    raise InputError(
+                        f"times must {way} from t0={self.start:g} on, but {where}t[{i}]="
+                        f"{row[i]:g} is followed by t[{i + 1}]={row[i + 1]:g}: sort them"
+                    )
+
+    @property
+    def samples(self) -> int | None:
+        return len(self.values) if self.per_sample else None
+
+
+def _as_tensor(t: Any) -> Tensor:
+    if isinstance(t, Sequence) and t and all(isinstance(row, Tensor) and row.ndim for row in t):
+        if any(row.ndim != 1 for row in t):
+            raise InputError("a list of times must hold 1-D tensors, one for each sample")
+        return torch.nn.utils.rnn.pad_sequence(list(t), batch_first=True, padding_value=math.nan)
+    if not isinstance(t, Tensor):
+        try:
+            t = torch.as_tensor(t, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"times cannot be read as numbers: {error}") from None
+    if t.is_complex():
+        raise InputError("times are complex: time must be real")
+    return t if t.is_floating_point() else t.to(torch.float64)
