@@ -78,7 +78,8 @@ def _taped(
             if not found:
                 return _plain(engine, problem, options, field, z0, first)
     if times.t0.requires_grad:
-        z0 = carry(field, times.start, z0, -zero_shift(times.t0), problem.layout.rows)
+        start = times.t0.to(z0) if times.t0.ndim == 0 else times.start
+        z0 = carry(field, start, z0, -zero_shift(times.t0), problem.layout.rows)
     forward = engine.solve(
         problem, options, field, z0, record=options.dense, taped=True, transformed=transformed
     )

@@ -14,20 +14,20 @@ from pynode.field import FlatField
 from pynode.problem import ODEProblem
 
 
-def carry(field: FlatField, t: float, z: Tensor, s: Tensor, rows: int | None) -> Tensor:
-    """z, but as a function of a time shift ``s`` of value zero.
+def carry(field: FlatField, t: float | Tensor, z: Tensor, s: Tensor, rows: int | None) -> Tensor:
+    """z at time ``t``, carried along the flow for a duration ``s`` of value zero.
 
-    One explicit midpoint step of length s: its value is z, its derivatives with respect to s
-    and z are those of the flow, to second order where s is one number.
+    One explicit midpoint step of length s: its value is z, its derivatives with respect to t,
+    s and z are those of the flow, to second order where s is one number.
 
     Args:
-        s: 0-d, or (rows,) for a shift of each sample's own (to first order).
+        s: 0-d, or (rows,) for a duration of each sample's own (to first order, t a number).
     """
     s = s.to(z)
     if s.ndim:
         f = field(t, z).detach().reshape(rows, -1)  # type: ignore[arg-type]
         return (z.reshape(rows, -1) + s.unsqueeze(1) * f).reshape(-1)  # type: ignore[arg-type]
-    middle = z + 0.5 * s * field(t + s, z)
+    middle = z + 0.5 * s * field(t, z)
     return z + s * field(t + 0.5 * s, middle)
 
 

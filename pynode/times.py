@@ -62,9 +62,10 @@ class Times:
     def _initial_time(self, t0: Any, rows: list[list[float]]) -> tuple[Tensor, float]:
         if t0 is not None:
             tensor = t0 if isinstance(t0, Tensor) else torch.tensor(float(t0), dtype=torch.float64)
-            if tensor.ndim != 0 or not math.isfinite(float(tensor)):
+            value = float(tensor.detach()) if tensor.ndim == 0 else math.nan
+            if not math.isfinite(value):
                 raise InputError(f"t0 must be one finite number, not {t0!r}")
-            return tensor, float(tensor)
+            return tensor, value
         if not self.per_sample:
             return self.t[0], rows[0][0]
         firsts = [row[0] for row in rows]
