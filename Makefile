@@ -8,7 +8,7 @@ DEMO   ?= results/spiral-demo
 .PHONY: demo test test-all lint clean
 
 demo: $(VENV)/.core
-	$(BIN)/pynode experiment spiral --scale demo --out $(DEMO)
+	$(BIN)/pynode experiment spiral --scale demo --out $(DEMO) --resume
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest

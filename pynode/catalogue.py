@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pynode.engines.torch.methods import TABLEAUS
+from pynode.engines.torch.rosenbrock_methods import ROSENBROCKS
+from pynode.engines.torch.steppers import METHODS
 from pynode.errors import InputError
 
 ENGINES = ("torch",)
@@ -22,7 +23,7 @@ class SolverInfo:
         engines: the engines that have it.
         reference: paper or source of the coefficients.
         dense_order: order of the dense output.
-        stages: evaluations of the field in one step, after the first.
+        stages: evaluations of the field in one step, after the first, without those in Jacobians.
         aliases: other names of the same method, torchdiffeq's among them.
     """
 
@@ -68,14 +69,14 @@ _SOLVERS = tuple(
         name=tableau.name,
         order=tableau.order,
         adaptive=tableau.adaptive,
-        stiff=False,
+        stiff=tableau.name in ROSENBROCKS,
         engines=("torch",),
         reference=tableau.reference,
         dense_order=tableau.interpolant_order,
         stages=tableau.stages - tableau.fsal,
         aliases=_ALIASES.get(tableau.name, ()),
     )
-    for tableau in TABLEAUS.values()
+    for tableau in METHODS.values()
 )
 
 _SENSITIVITIES = (

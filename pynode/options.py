@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -26,7 +27,8 @@ class SolveOptions:
 
     Attributes:
         solver: a name of ``pynode.solvers()`` or one of its aliases.
-        sensitivity: a name of ``pynode.sensitivities()``.
+        sensitivity: a name of ``pynode.sensitivities()``; default: ``"interpolating"``, and
+            ``"gauss"`` for stiff solvers, which solve the adjoint with matrices of a sample's size.
         rtol, atol: relative and absolute tolerance of the local error, in the state's units;
             numbers, or tensors that broadcast against the state.
         engine: ``"torch"``.
@@ -48,10 +50,12 @@ class SolveOptions:
             Chen, Lyons 2021, "Hey, that's not an ODE": fewer steps).
         throw: raise SolveError when a solve fails; otherwise return what there is.
         dense: keep dense output, for ``sol(s)``.
+        jac: for stiff solvers, ∂f/∂z as a function of (t, z) or (t, z, args) that returns (D, D)
+            or (B, D, D); default: by automatic differentiation, samples taken to be independent.
     """
 
     solver: str = "tsit5"
-    sensitivity: str = "interpolating"
+    sensitivity: str = None  # type: ignore[assignment]  # a name once it has been checked
     rtol: float | Tensor = 1e-6
     atol: float | Tensor = 1e-8
     engine: str = "torch"
@@ -71,15 +75,18 @@ class SolveOptions:
     adjoint_seminorm: bool = False
     throw: bool = True
     dense: bool = False
+    jac: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         set_(self, "solver", catalogue.solver(self.solver).name)
+        if self.sensitivity is None:
+            stiff = catalogue.solver(self.adjoint_solver or self.solver).stiff
+            set_(self, "sensitivity", "gauss" if stiff else "interpolating")
         set_(self, "sensitivity", catalogue.sensitivity(self.sensitivity).name)
         if self.adjoint_solver is not None:
             set_(self, "adjoint_solver", catalogue.solver(self.adjoint_solver).name)
-        if isinstance(self.tstops, Tensor):
-            set_(self, "tstops", tuple(self.tstops.detach().tolist()))
+        set_(self, "tstops", _numbers("tstops", self.tstops))
         _one_of("engine", self.engine, catalogue.ENGINES)
         _one_of("step_control", self.step_control, ("joint",))
         _one_of("controller", self.controller, tuple(CONTROLLERS))
@@ -97,7 +104,7 @@ class SolveOptions:
             raise InputError("rtol and atol are both 0: no step could ever be accepted")
         for name in ("dt", "dt_max"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and value > 0):
+            if value is not None and not (isinstance(value, Real) and float(value) > 0):
                 raise InputError(
                     f"{name}={value!r}: a step size is a positive number (its sign follows the "
                     "direction of the times)"
@@ -106,10 +113,8 @@ class SolveOptions:
             raise InputError("dt is infinite")
         for name in ("max_steps", "adjoint_max_steps", "checkpoints"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, Integral) or value < 1):
                 raise InputError(f"{name}={value!r}: a whole number, 1 or more, is needed")
-        if not all(math.isfinite(s) for s in self.tstops):
-            raise InputError("tstops hold NaN or infinity")
 
     def _check_steps(self) -> None:
         info = catalogue.solver(self.solver)
@@ -122,6 +127,15 @@ class SolveOptions:
             raise InputError(
                 f"{self.solver} takes fixed steps here: give their size as dt=..., in units of t"
             )
+        backward = self.adjoint_solver or self.solver
+        if catalogue.solver(backward).stiff and self.sensitivity in ("backsolve", "interpolating"):
+            raise InputError(
+                f"sensitivity={self.sensitivity!r} with the stiff solver {backward} would need a "
+                "Jacobian of the size of all parameters: use 'gauss', 'quadrature' or 'discrete', "
+                "or give an explicit adjoint_solver"
+            )
+        if self.jac is not None and not info.stiff:
+            raise InputError(f"jac= has no meaning for {self.solver}, which is explicit")
         if self.checkpoints is not None and self.sensitivity == "backsolve":
             raise InputError("backsolve keeps no states, so checkpoints= has no meaning for it")
 
@@ -145,7 +159,7 @@ class SolveOptions:
                 changes[name] = float(getattr(self, name).min())
         info = catalogue.solver(changes.get("solver", self.solver))
         adaptive = self.is_adaptive and info.adaptive
-        return replace(self, **changes, adaptive=adaptive, norm="rms", tstops=(), dense=False)
+        return replace(self, **changes, adaptive=adaptive, norm="rms", dense=False)
 
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any]) -> SolveOptions:
@@ -161,10 +175,20 @@ def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
         raise InputError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
 
 
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    try:
+        found = tuple(float(x) for x in values)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}={values!r}: a sequence of numbers is needed") from None
+    if not all(math.isfinite(x) for x in found):
+        raise InputError(f"{name} hold NaN or infinity")
+    return found
+
+
 def _nonnegative(value: Any) -> bool:
     if isinstance(value, Tensor):
         return bool((value >= 0).all()) and bool(value.isfinite().all())
-    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    return isinstance(value, Real) and math.isfinite(value) and float(value) >= 0
 
 
 def _is_zero(value: float | Tensor) -> bool:

@@ -35,6 +35,8 @@ class Statistics:
         vjp: vector-Jacobian products of the field in the backward pass.
         accepted, rejected: steps of the forward solve.
         accepted_backward, rejected_backward: steps of the adjoint solve.
+        jacobians: Jacobians of the field that implicit methods evaluated, forward and backward;
+            the evaluation of the field inside each counts as nfe too.
     """
 
     nfe: int = 0
@@ -44,6 +46,7 @@ class Statistics:
     rejected: int = 0
     accepted_backward: int = 0
     rejected_backward: int = 0
+    jacobians: int = 0
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)

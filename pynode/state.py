@@ -51,6 +51,7 @@ class StateLayout:
         ]
         self.width = sum(self.widths)
         self.size = self.width * per
+        self._keys = list(z0) if isinstance(z0, dict) else []
         self._plain = self.single and not self.dtypes[0].is_complex
 
     def _check(self, leaves: list[Tensor]) -> None:
@@ -135,6 +136,8 @@ class StateLayout:
             ):
                 return value.reshape(-1)
             raise FieldError(self._mismatch(value))
+        if self._keys and isinstance(value, dict) and set(value) == set(self._keys):
+            value = {key: value[key] for key in self._keys}  # in z0's order
         leaves, spec = pytree.tree_flatten(value)
         fits = spec == self.spec and all(
             isinstance(x, Tensor) and tuple(x.shape) == shape and x.dtype == dtype

@@ -61,7 +61,13 @@ class Times:
 
     def _initial_time(self, t0: Any, rows: list[list[float]]) -> tuple[Tensor, float]:
         if t0 is not None:
-            tensor = t0 if isinstance(t0, Tensor) else torch.tensor(float(t0), dtype=torch.float64)
+            try:
+                # In the precision of t, so that t0=0.7 is not after a float32 time of 0.7.
+                tensor = (
+                    t0 if isinstance(t0, Tensor) else torch.tensor(float(t0), dtype=self.t.dtype)
+                )
+            except (TypeError, ValueError):
+                raise InputError(f"t0 must be one finite number, not {t0!r}") from None
             value = float(tensor.detach()) if tensor.ndim == 0 else math.nan
             if not math.isfinite(value):
                 raise InputError(f"t0 must be one finite number, not {t0!r}")
@@ -107,10 +113,18 @@ class Times:
 
 
 def _as_tensor(t: Any) -> Tensor:
-    if isinstance(t, Sequence) and t and all(isinstance(row, Tensor) and row.ndim for row in t):
-        if any(row.ndim != 1 for row in t):
+    if isinstance(t, Sequence) and any(isinstance(row, Tensor) for row in t):
+        rows = [_real(row) for row in t]
+        dimensions = {row.ndim for row in rows}
+        if dimensions == {0}:
+            return torch.stack(rows)
+        if dimensions != {1}:
             raise InputError("a list of times must hold 1-D tensors, one for each sample")
-        return torch.nn.utils.rnn.pad_sequence(list(t), batch_first=True, padding_value=math.nan)
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.nan)
+    return _real(t)
+
+
+def _real(t: Any) -> Tensor:
     if not isinstance(t, Tensor):
         try:
             t = torch.as_tensor(t, dtype=torch.float64)

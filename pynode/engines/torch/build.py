@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pynode.engines.torch.controller import NORMS, ErrorNorm, Reduce, StepSize
 from pynode.engines.torch.integrate import Integrator
-from pynode.engines.torch.methods import TABLEAUS
-from pynode.engines.torch.runge_kutta import ExplicitStepper, RightHandSide
+from pynode.engines.torch.runge_kutta import RightHandSide
+from pynode.engines.torch.steppers import METHODS, make_stepper
 from pynode.options import SolveOptions
 
 
@@ -29,8 +29,8 @@ def build_integrator(
         reduce: the error norm, where it is not the one that the options name.
         tolerances: rtol and atol, where they are per entry (N,).
     """
-    tableau = TABLEAUS[options.solver]
-    stepper = ExplicitStepper(tableau, rhs, like, taped)
+    method = METHODS[options.solver]
+    stepper = make_stepper(method, rhs, like, taped, options.tstops)
     norm = control = None
     if options.is_adaptive:
         rtol, atol = tolerances or (options.rtol, options.atol)
@@ -38,8 +38,9 @@ def build_integrator(
             assert isinstance(options.norm, str)
             reduce = NORMS[options.norm]
         norm = ErrorNorm(rtol, atol, reduce, transformed)
-        control = StepSize(options.controller, tableau.error_order, options.dt_max)
-    return Integrator(stepper, norm, control, options.max_steps, options.dt)
+        control = StepSize(options.controller, method.error_order, options.dt_max)
+    dt = None if options.dt is None else min(options.dt, options.dt_max)
+    return Integrator(stepper, norm, control, options.max_steps, dt)
 
 
 def custom_norm(norm: Callable, restore: Callable[[Tensor], object]) -> Reduce:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pynode.engines.torch.runge_kutta import Coefficients, Piece
+from pynode.engines.torch.runge_kutta import Piece, StepCoefficients
 from pynode.options import CONTROLLERS
 
 Reduce = Callable[[Tensor], Tensor]
@@ -76,24 +76,31 @@ class ErrorNorm:
         self, rtol: float | Tensor, atol: float | Tensor, reduce: Reduce, transformed: bool
     ) -> None:
         self.rtol, self.atol = rtol, atol
+        self._may_vanish = not (atol.min() > 0 if isinstance(atol, Tensor) else atol > 0)
         self.reduce = reduce
         self.transformed = transformed
 
     @torch.no_grad()
-    def of_step(self, piece: Piece, c: Coefficients) -> float:
+    def of_step(self, piece: Piece, c: StepCoefficients) -> float:
         scale = self.scale(piece.z, piece.z1)
         stages = piece.stages.t()
-        high = self.reduce(torch.mv(stages, c.error) / scale)  # type: ignore[arg-type]
         size = abs(piece.dt)
+        assert c.error is not None
+        error = torch.mv(stages, c.error * size)
+        # An infinite state has an infinite scale, so an error of 0: times 0 it is NaN instead.
+        high = self.reduce(torch.add(error / scale, piece.z1, alpha=0.0))
         if c.error_low is None:
-            return size * to_host(high, self.transformed)
+            return to_host(high, self.transformed)
         # DOP853's combination (Hairer, Norsett, Wanner, Solving ODEs I, eq. II.10.17).
-        low = self.reduce(torch.mv(stages, c.error_low) / scale)
-        error = high * high / torch.sqrt(high * high + 0.01 * low * low).clamp_min(1e-300)
-        return size * to_host(error, self.transformed)
+        low = self.reduce(torch.mv(stages, c.error_low * size) / scale)
+        root = torch.sqrt(high * high + 0.01 * low * low)
+        combined = high * high / root.clamp_min(torch.finfo(root.dtype).tiny)
+        return to_host(combined, self.transformed)
 
     def scale(self, z: Tensor, z1: Tensor) -> Tensor:
-        return torch.maximum(z.abs(), z1.abs()) * self.rtol + self.atol
+        scale = torch.maximum(z.abs(), z1.abs()) * self.rtol + self.atol
+        # Without atol an entry that is 0 has the scale 0, and 0/0 is no error.
+        return scale.clamp_min(torch.finfo(scale.dtype).tiny) if self._may_vanish else scale
 
     def of_vector(self, x: Tensor, scale: Tensor) -> float:
         return to_host(self.reduce(x / scale), self.transformed)
@@ -150,10 +157,12 @@ def first_step_size(
     scale = norm.scale(z0, z0)
     d0, d1 = norm.of_vector(z0, scale), norm.of_vector(f0, scale)
     h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+    if not 0.0 < h0 < math.inf:  # a norm overflowed
+        h0 = 1e-6
     h0 = min(h0, span)
     f1 = rhs(t0 + direction * h0, torch.add(z0, f0, alpha=direction * h0))
     d2 = norm.of_vector(f1 - f0, scale) / h0
-    if not math.isfinite(d2):
+    if not math.isfinite(d1 + d2):
         return h0
     largest = max(d1, d2)
     h1 = max(1e-6, h0 * 1e-3) if largest <= 1e-15 else (0.01 / largest) ** (1.0 / (order + 1))

@@ -11,10 +11,10 @@ from pynode import catalogue
 from pynode.engines.torch.adjoints import ADJOINTS, VJP, AdjointProblem
 from pynode.engines.torch.build import build_integrator, custom_norm
 from pynode.engines.torch.failures import explain
-from pynode.engines.torch.integrate import Integrator
-from pynode.engines.torch.methods import TABLEAUS
+from pynode.engines.torch.integrate import Integrator, stops_between
 from pynode.engines.torch.outputs import Outputs, outputs
 from pynode.engines.torch.runge_kutta import Piece
+from pynode.engines.torch.steppers import METHODS, as_system
 from pynode.engines.torch.trajectory import StepLog, Trajectory
 from pynode.field import FlatField
 from pynode.options import SolveOptions
@@ -72,7 +72,7 @@ class TorchEngine:
         plan = outputs(times, layout)
         reduce = custom_norm(options.norm, layout.restore) if callable(options.norm) else None
         integrator = build_integrator(
-            field,
+            as_system(METHODS[options.solver], field, options.jac),
             z0,
             options,
             reduce=reduce,
@@ -83,7 +83,7 @@ class TorchEngine:
         log = StepLog(keep) if record else None
         chunks = [plan.initial(z0)]
         on_step = _reader(plan, chunks, field, log)
-        stops = _stops(times.start, times.end, options.tstops)
+        stops = stops_between(times.start, times.end, options.tstops)
         end = integrator.run(times.start, z0, stops, on_step, first)
         _count(integrator, field)
         sample, message = None, ""
@@ -93,7 +93,8 @@ class TorchEngine:
         return Forward(zs, end.z, end.t, end.retcode, log, message, sample)
 
     def trajectory(self, log: StepLog, options: SolveOptions, field: FlatField) -> Trajectory:
-        return Trajectory(log, TABLEAUS[options.solver], field)
+        method = METHODS[options.solver]
+        return Trajectory(log, method, as_system(method, field, options.jac), options.tstops)
 
     def keeps(self, options: SolveOptions) -> tuple[bool, int | None]:
         """What the sensitivity's backward pass needs of the forward one: (record, keep)."""
@@ -150,13 +151,6 @@ def _reader(plan: Outputs, chunks: list[Tensor], field: FlatField, log: StepLog 
             log(piece)
 
     return on_step
-
-
-def _stops(start: float, end: float, tstops) -> list[float]:  # type: ignore[no-untyped-def]
-    """Times that steps must end on: those of ``tstops`` inside, and the last time."""
-    lo, hi = min(start, end), max(start, end)
-    inside = sorted({float(s) for s in tstops if lo < s < hi}, reverse=end < start)
-    return [*inside, end]
 
 
 def _count(integrator: Integrator, field: FlatField) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pynode.engines.torch.integrate import End
+from pynode.engines.torch.integrate import End, first_non_finite
 from pynode.options import SolveOptions
 from pynode.solution import Retcode
 from pynode.state import StateLayout
@@ -13,8 +13,10 @@ def explain(
 ) -> tuple[int | None, str]:
     """The sample to blame, where there is one, and the message."""
     sample, place = None, ""
-    if end.entry is not None and end.entry < layout.size:
-        sample, where = layout.locate(end.entry)
+    began_badly = first_non_finite(end.z)
+    entry = end.entry if began_badly is None else began_badly
+    if entry is not None and entry < layout.size:
+        sample, where = layout.locate(entry)
         place = f" ({where})"
     method = f"{options.solver}, rtol={options.rtol}, atol={options.atol}"
     if not options.is_adaptive:
@@ -31,6 +33,11 @@ def explain(
             f"the step size fell to {end.dt:.2g}, the spacing of floating-point numbers there. "
             "The solution may blow up near that time, or the field jump: check the field, give "
             "tstops=[...] where it jumps, or loosen rtol and atol"
+        )
+    elif began_badly is not None:
+        cause = (
+            f"the state it began with holds NaN or infinity{place}. Look at what z0 is computed "
+            "from (in a backward pass: at the gradient of the loss)"
         )
     elif options.is_adaptive:
         cause = (

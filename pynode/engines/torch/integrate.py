@@ -9,8 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pynode.engines.torch.controller import ErrorNorm, StepSize, first_step_size
-from pynode.engines.torch.runge_kutta import ExplicitStepper, Piece
+from pynode.engines.torch.controller import (
+    ErrorNorm,
+    StepSize,
+    first_step_size,
+    maximum,
+    to_host,
+)
+from pynode.engines.torch.runge_kutta import Piece
+from pynode.engines.torch.steppers import Stepper
 from pynode.solution import Retcode
 
 OnStep = Callable[[Piece], None]
@@ -46,7 +53,7 @@ class Integrator:
 
     def __init__(
         self,
-        stepper: ExplicitStepper,
+        stepper: Stepper,
         norm: ErrorNorm | None,
         control: StepSize | None,
         max_steps: int,
@@ -70,11 +77,11 @@ class Integrator:
     ) -> End:
         """Integrate from (t0, z0) through all ``stops``, each of which a step ends on."""
         self._limit = self.accepted + self.rejected + self.max_steps
-        f0 = self.stepper.begin(t0, z0, first)
+        f0 = self.stepper.begin(t0, stops[0], z0, first)
         if self.dt is None:
             self.dt = self._choose_first(t0, stops[-1], z0, f0)
             if not math.isfinite(self.dt):
-                return End(Retcode.NON_FINITE, t0, z0, self.dt, first_non_finite(f0))
+                return End(Retcode.NON_FINITE, t0, z0, self.dt, first_non_finite(f0, z0))
         t, z = t0, z0
         for stop in stops:
             end = self._stretch(t, z, stop, on_step)
@@ -87,7 +94,7 @@ class Integrator:
         assert self.norm is not None and self.control is not None
         tableau = self.stepper.tableau
         rhs = self.stepper.rhs
-        if not math.isfinite(self.norm.of_vector(f0.detach(), torch.ones_like(f0))):
+        if not math.isfinite(to_host(maximum(f0.detach()), self.norm.transformed)):
             return math.nan
         dt = first_step_size(rhs, t0, t1, z0, f0, tableau.error_order, self.norm)
         return min(dt, self.control.dt_max)
@@ -97,21 +104,29 @@ class Integrator:
         assert self.dt is not None
         direction = math.copysign(1.0, stop - t)
         stepper = self.stepper
+        begin, count = t, 0
         # A last step may be stretched a little, so that no sliver is left over.
+        sliver = 4 * math.ulp(max(abs(t), abs(stop)))
         slack = 1.0 + 1e-9 if self.control is None else 1.01
+        longest = math.inf if self.control is None else self.control.dt_max
         while (stop - t) * direction > 0:
-            remaining = abs(stop - t)
             dt = self.dt
-            lands = dt * slack >= remaining
+            lands = min(dt * slack, longest) + sliver >= abs(stop - t)
             if self.accepted + self.rejected >= self._limit:
                 return End(Retcode.MAX_STEPS, t, z, dt)
-            if not lands and dt < 8 * math.ulp(max(abs(t), abs(stop))):
+            if not lands and dt < 8 * math.ulp(t):
                 return End(Retcode.DT_UNDERFLOW, t, z, dt)
-            t1 = stop if lands else t + direction * dt
+            if self.control is None:  # not t + dt: rounding would add up
+                count += 1
+                t1 = begin + direction * count * dt
+            else:
+                t1 = t + direction * dt
+            if lands:
+                t1 = stop
             piece = stepper.attempt(t, t1, z)
             error = self._judge(piece)
             if error > 1.0 or not math.isfinite(error):
-                end = self._reject(piece, error, stop)
+                end = self._reject(piece, error)
                 if end is not None:
                     return end
                 continue
@@ -135,25 +150,35 @@ class Integrator:
         finite = math.isfinite(total) or bool(piece.z1.isfinite().all())
         return 0.0 if finite else math.nan
 
-    def _reject(self, piece: Piece, error: float, stop: float) -> End | None:
+    def _reject(self, piece: Piece, error: float) -> End | None:
         self.rejected += 1
         if self.control is None:
             entry = first_non_finite(piece.z1)
             return End(Retcode.NON_FINITE, piece.t, piece.z, abs(piece.dt), entry)
         self.dt = self.control.rejected(abs(piece.dt), error)
-        smallest = 1e-13 * max(abs(piece.t), abs(stop))
+        smallest = max(8 * math.ulp(piece.t), 1e-30)
         if not math.isfinite(error) and self.dt < smallest:
-            entry = first_non_finite(piece.stages)
+            entry = first_non_finite(piece.stages, piece.z1)
             return End(Retcode.NON_FINITE, piece.t, piece.z, self.dt, entry)
         return None
 
 
-def first_non_finite(x: Tensor) -> int | None:
+def stops_between(start: float, end: float, tstops: Sequence[float]) -> list[float]:
+    """Times that steps must end on: those of ``tstops`` inside, and the last time."""
+    lo, hi = min(start, end), max(start, end)
+    inside = sorted({s for s in tstops if lo < s < hi}, reverse=end < start)
+    return [*inside, end]
+
+
+def first_non_finite(*candidates: Tensor) -> int | None:
     """Index along the last dimension of the first entry that is NaN or infinite."""
-    if _is_wrapped(x):
-        return None
-    bad = (~x.detach().isfinite()).reshape(-1, x.shape[-1]).any(dim=0).nonzero()
-    return int(bad[0]) if len(bad) else None
+    for x in candidates:
+        if _is_wrapped(x):
+            return None
+        bad = (~x.detach().isfinite()).reshape(-1, x.shape[-1]).any(dim=0).nonzero()
+        if len(bad):
+            return int(bad[0])
+    return None
 
 
 def _is_wrapped(x: Tensor) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +13,54 @@ from torch import Tensor
 from pynode.engines.torch.tableau import Tableau
 
 RightHandSide = Callable[[float, Tensor], Tensor]
+
+
+class Jumps:
+    """Times at which the field may jump, each with its neighbours in the state's precision.
+
+    A step that ends on a jump evaluates the field just before it, a step that starts there just
+    after it: what the field returns at the jump itself belongs to one side only.
+    """
+
+    def __init__(self, times: Sequence[float], dtype: torch.dtype) -> None:
+        self._sides: dict[float, tuple[float, float]] = {}
+        for t in times:
+            here = torch.tensor(t, dtype=dtype)
+            lower, upper = (
+                float(torch.nextafter(here, torch.tensor(x, dtype=dtype)))
+                for x in (-math.inf, math.inf)
+            )
+            self._sides[t] = lower, upper
+
+    def ends(self, t: float, t1: float) -> tuple[float, float]:
+        """The first and the last time at which a step from t to t1 evaluates the field."""
+        if not self._sides:
+            return t, t1
+        forwards = t1 > t
+        first = self._sides[t][forwards] if t in self._sides else t
+        last = self._sides[t1][not forwards] if t1 in self._sides else t1
+        return first, last
+
+    def __contains__(self, t: float) -> bool:
+        return t in self._sides
+
+
+class StepCoefficients(Protocol):
+    """What dense output and error estimate need of a method's coefficients, as tensors.
+
+    Attributes:
+        error, error_low: rows of the error estimate over the stages.
+        extra_a, extra_c: stages that only the interpolant needs.
+        interpolant_rows, interpolant: (stages, degree), as numbers and as a float64 tensor.
+    """
+
+    error: Tensor | None
+    error_low: Tensor | None
+    extra_a: list[Tensor]
+    extra_c: tuple[float, ...]
+    interpolant_rows: list[list[float]]
+    interpolant: Tensor
+    degree: int
 
 
 class Coefficients:
@@ -23,6 +73,7 @@ class Coefficients:
         self.tableau = tableau
         self.a = [tensor(row) for row in tableau.a]
         self.extra_a = [tensor(row) for row in tableau.extra_a]
+        self.extra_c = tableau.extra_c
         self.b = tensor(tableau.b)
         self.error = None if tableau.error is None else tensor(tableau.error)
         self.error_low = None if tableau.error_low is None else tensor(tableau.error_low)
@@ -45,14 +96,23 @@ class Piece:
         t, t1: where it starts and ends; ``dt = t1 - t``.
         z, z1: states (N,) there.
         stages: (s, N), one row a stage.
+        last: the time at which the field is evaluated at the end: ``t1`` but for jumps.
     """
 
-    __slots__ = ("_coefficients", "_extended", "dt", "stages", "t", "t1", "z", "z1")
+    __slots__ = ("_coefficients", "_extended", "dt", "last", "stages", "t", "t1", "z", "z1")
 
     def __init__(
-        self, c: Coefficients, t: float, t1: float, z: Tensor, z1: Tensor, stages: Tensor
+        self,
+        c: StepCoefficients,
+        t: float,
+        t1: float,
+        z: Tensor,
+        z1: Tensor,
+        stages: Tensor,
+        last: float | None = None,
     ) -> None:
         self._coefficients = c
+        self.last = t1 if last is None else last
         self._extended = not c.extra_a
         self.t, self.t1, self.dt = t, t1, t1 - t
         self.z, self.z1 = z, z1
@@ -61,7 +121,7 @@ class Piece:
     def frozen(self) -> Piece:
         """A copy that outlives the step: the stages' buffer is used again by the next one."""
         c = self._coefficients
-        copy = Piece(c, self.t, self.t1, self.z, self.z1, self.stages.clone())
+        copy = Piece(c, self.t, self.t1, self.z, self.z1, self.stages.clone(), self.last)
         copy._extended = self._extended
         return copy
 
@@ -110,9 +170,9 @@ class Piece:
         if self._extended:
             return
         c = self._coefficients
-        for node, row in zip(c.tableau.extra_c, c.extra_a, strict=True):
+        for node, row in zip(c.extra_c, c.extra_a, strict=True):
             z = torch.addmv(self.z, self.stages.t(), row, alpha=self.dt)
-            k = rhs(self.t + node * self.dt, z)
+            k = rhs(self.last if node == 1.0 else self.t + node * self.dt, z)
             self.stages = torch.cat([self.stages, k.unsqueeze(0)])
         self._extended = True
 
@@ -177,19 +237,24 @@ class ExplicitStepper:
         like: a state, for its size, dtype and device.
         taped: keep every operation visible to autograd and torch.func, at the price of
             allocations; otherwise work in preallocated buffers, under ``torch.no_grad()``.
+        jumps: times at which the field may jump.
     """
 
-    def __init__(self, tableau: Tableau, rhs: RightHandSide, like: Tensor, taped: bool) -> None:
+    def __init__(
+        self, tableau: Tableau, rhs: RightHandSide, like: Tensor, taped: bool, jumps: Jumps
+    ) -> None:
         self.tableau = tableau
         self.coefficients = coefficients(tableau, like.dtype, like.device)
         self.rhs = rhs
         self._store = (_Tape if taped else _Buffer)(tableau.stages, like)
         self._nodes = tableau.c
+        self._jumps = jumps
         self._fresh = False
+        self._keeps_last = False
 
-    def begin(self, t: float, z: Tensor, first: Tensor | None = None) -> Tensor:
+    def begin(self, t: float, towards: float, z: Tensor, first: Tensor | None = None) -> Tensor:
         """Start at (t, z); returns the first stage f(t, z), which may be given."""
-        k = self.rhs(t, z) if first is None else first
+        k = self.rhs(self._jumps.ends(t, towards)[0], z) if first is None else first
         self._store.put(0, k)
         self._fresh = True
         return k
@@ -198,19 +263,23 @@ class ExplicitStepper:
         """A step from (t, z) to t1; its stages are valid until the next attempt."""
         c, store, rhs = self.coefficients, self._store, self.rhs
         dt = t1 - t
+        start, last = self._jumps.ends(t, t1)
         if not self._fresh:
-            store.put(0, rhs(t, z))
+            store.put(0, rhs(start, z))
             self._fresh = True
+        self._keeps_last = self.tableau.fsal and t1 not in self._jumps
         z_stage = z
         for i in range(1, len(c.a)):
             z_stage = torch.addmv(z, store.head(i), c.a[i], alpha=dt)
-            store.put(i, rhs(t + self._nodes[i] * dt, z_stage))
+            node = self._nodes[i]
+            # Not t + dt, which rounding may put behind t1.
+            store.put(i, rhs(last if node == 1.0 else t + node * dt, z_stage))
         z1 = z_stage if self.tableau.fsal else torch.addmv(z, store.head(len(c.a)), c.b, alpha=dt)
-        return Piece(c, t, t1, z, z1, store.stages)
+        return Piece(c, t, t1, z, z1, store.stages, last)
 
     def advance(self) -> None:
         """The last attempt was accepted."""
-        if self.tableau.fsal:
+        if self._keeps_last:
             self._store.first_from_last()
         else:
             self._fresh = False

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from pynode.engines.torch.runge_kutta import ExplicitStepper, Piece, RightHandSide
-from pynode.engines.torch.tableau import Tableau
+from pynode.engines.torch.runge_kutta import Piece, RightHandSide
+from pynode.engines.torch.steppers import Method, make_stepper
 
 
 @dataclass
@@ -59,14 +59,18 @@ class Trajectory:
 
     Args:
         log: the record of the forward pass.
-        tableau: the method that made the steps.
+        method: what made the steps.
         rhs: f(t, z), for steps that are rebuilt and stages that only dense output needs.
+        tstops: as in the forward pass.
     """
 
-    def __init__(self, log: StepLog, tableau: Tableau, rhs: RightHandSide) -> None:
+    def __init__(
+        self, log: StepLog, method: Method, rhs: RightHandSide, tstops: Sequence[float] = ()
+    ) -> None:
         self.log = log
-        self.tableau = tableau
+        self.method = method
         self.rhs = rhs
+        self.tstops = tstops
         self.direction = 1.0 if log.times[-1] > log.times[0] else -1.0
         self._starts = [self.direction * t for t in log.times[:-1]]
         self._here: Piece | None = None
@@ -165,8 +169,7 @@ class _Span:
         """Make steps ``first`` to ``stop`` again, exactly as the forward pass did."""
         owner, times = self.owner, self.owner.log.times
         z = self.states[(first - self.start) // self.stride]
-        stepper = ExplicitStepper(owner.tableau, owner.rhs, z, taped=False)
-        stepper.begin(times[first], z)
+        stepper = make_stepper(owner.method, owner.rhs, z, False, owner.tstops)
         for step in range(first, stop):
             piece = stepper.attempt(times[step], times[step + 1], z)
             yield piece.frozen() if whole else piece

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pynode.engines.torch.adjoints.sweep import AdjointProblem
-from pynode.engines.torch.runge_kutta import ExplicitStepper
+from pynode.engines.torch.steppers import make_stepper
 
 
 def discrete(problem: AdjointProblem) -> tuple[Tensor, Tensor]:
@@ -24,12 +24,11 @@ def discrete(problem: AdjointProblem) -> tuple[Tensor, Tensor]:
         before = problem.stats.nfe_backward
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            stepper = ExplicitStepper(trajectory.tableau, vjp.field, z, taped=True)
-            stepper.begin(t, z)
+            stepper = make_stepper(trajectory.method, trajectory.rhs, z, True, trajectory.tstops)
             piece = stepper.attempt(t, t1, z)
             results, cotangents = [piece.z1], [a]
             if hi > lo:
-                results.append(outputs.values(piece, lo, hi, vjp.field))
+                results.append(outputs.values(piece, lo, hi, trajectory.rhs))
                 cotangents.append(outputs.cotangent(problem.grad, lo, hi))
         inputs = [z, *vjp.tensors]
         grads = torch.autograd.grad(

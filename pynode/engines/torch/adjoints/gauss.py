@@ -28,8 +28,7 @@ def gauss(problem: AdjointProblem) -> tuple[Tensor, Tensor]:
     ]
     gradient = problem.zs.new_zeros(vjp.size)
 
-    def rhs(t: float, a: Tensor) -> Tensor:
-        return vjp.state(t, trajectory.at(t), a).neg_()
+    rhs = problem.adjoint_system()
 
     def on_step(piece: Piece) -> None:
         for point, weight in rule:

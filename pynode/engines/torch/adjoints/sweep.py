@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pynode import catalogue
 from pynode.engines.torch.adjoints.vjp import VJP
 from pynode.engines.torch.build import build_integrator
 from pynode.engines.torch.controller import Reduce, rms
+from pynode.engines.torch.derivatives import StiffAdjoint, StiffField
 from pynode.engines.torch.failures import explain
-from pynode.engines.torch.integrate import OnStep
+from pynode.engines.torch.integrate import OnStep, stops_between
 from pynode.engines.torch.outputs import Outputs
 from pynode.engines.torch.runge_kutta import RightHandSide
 from pynode.engines.torch.trajectory import Trajectory
@@ -59,6 +61,19 @@ class AdjointProblem:
     def size(self) -> int:
         return self.layout.size
 
+    def adjoint_system(self) -> RightHandSide:
+        """a' = -a·∂f/∂z along the trajectory, with derivatives where the solver is implicit."""
+        trajectory, vjp = self.trajectory, self.vjp
+        assert trajectory is not None
+
+        def product(t: float, a: Tensor) -> Tensor:
+            return vjp.state(t, trajectory.at(t), a)
+
+        if catalogue.solver(self.options.solver).stiff:
+            system = StiffField(vjp.field, self.options.jac)
+            return StiffAdjoint(product, system, trajectory.at, (trajectory.t0, trajectory.t1))
+        return lambda t, a: product(t, a).neg_()
+
 
 Adjoint = Callable[[AdjointProblem], tuple[Tensor, Tensor]]
 """From a problem to dL/dz0 (N,) and dL/dθ (P,)."""
@@ -90,7 +105,8 @@ def sweep(
     t = None
     for moment, lo, hi in [*problem.outputs.moments_reversed(), (problem.t0, 0, 0)]:
         if t is not None and moment != t:
-            end = integrator.run(t, y, [moment], on_step)
+            stops = stops_between(t, moment, problem.options.tstops)
+            end = integrator.run(t, y, stops, on_step)
             if end.retcode is not Retcode.SUCCESS:
                 _fail(problem, end)
             y = end.z.clone()
