@@ -1,8 +1,8 @@
 """Copy what experiments wrote into the pages that show it.
 
-A page marks a place with ``<!-- table: PATH -->`` and ``<!-- end -->``; what stands between them
-is replaced by the file PATH (relative to the page). Run from anywhere: ``python docs/refresh.py``;
-``--check`` changes nothing and fails where a page is out of date.
+A page marks a place with ``<!-- from: PATH#HEADING -->`` and ``<!-- end -->``; what stands between
+them is replaced by the section HEADING of the file PATH (relative to the page). Run from anywhere:
+``python docs/refresh.py``; ``--check`` changes nothing and fails where a page is out of date.
 """
 
 from __future__ import annotations
@@ -13,17 +13,25 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- from: (\S+?)#(.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def refreshed(page: Path) -> str:
     """The text of a page with all its tables renewed."""
 
     def renew(block: re.Match[str]) -> str:
-        table = (page.parent / block[2]).read_text().strip()
-        return f"{block[1]}{table}\n{block[3]}"
+        return f"{block[1]}{section(page.parent / block[2], block[3])}\n{block[4]}"
 
     return BLOCK.sub(renew, page.read_text())
+
+
+def section(file: Path, heading: str) -> str:
+    """The text below a heading of a Markdown file, up to the next heading."""
+    parts = re.split(r"^#+ (.+)$", file.read_text(), flags=re.MULTILINE)
+    found = dict(zip(parts[1::2], parts[2::2], strict=True))
+    if heading not in found:
+        raise SystemExit(f"{file} has no section {heading!r}; it has {', '.join(found)}")
+    return found[heading].strip()
 
 
 def main(arguments: list[str]) -> int:

@@ -1,6 +1,7 @@
 """Neural ODEs for PyTorch."""
 
 from pynode.catalogue import sensitivities, solvers
+from pynode.checks import check_gradients
 from pynode.functional import odeint, solve
 from pynode.neural_ode import NeuralODE
 from pynode.problem import ODEProblem
@@ -15,6 +16,7 @@ __all__ = [
     "Solution",
     "Statistics",
     "__version__",
+    "check_gradients",
     "odeint",
     "sensitivities",
     "solve",

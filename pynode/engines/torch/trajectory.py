@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -96,6 +96,13 @@ class Trajectory:
         step = max(bisect_right(self._starts, d * t) - 1, 0)
         self._here = self._piece(step)
         return self._here
+
+    def breaks(self, a: float, b: float) -> list[float]:
+        """``a``, the step ends strictly between, and ``b``, in this order."""
+        low, high = sorted((self.direction * a, self.direction * b))
+        inside = self._starts[bisect_right(self._starts, low) : bisect_left(self._starts, high)]
+        times = [self.direction * t for t in inside]
+        return [a, *(times if self.direction * a < self.direction * b else times[::-1]), b]
 
     def _piece(self, step: int) -> Piece:
         if self._root is None:

@@ -80,9 +80,11 @@ def radau() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("solver", ["rodas4", "rodas5p"])
 def test_classical_problems(problem, solver, radau):
     rates, y0, end, atol = PROBLEMS[problem]
-    sol = solve(as_field(rates), torch.tensor(y0), [0.0, end], solver=solver, rtol=1e-8, atol=atol)
-    np.testing.assert_allclose(sol.zs[-1].numpy(), radau[problem], rtol=2e-6, atol=10 * atol)
-    assert sol.stats.accepted < 2500
+    sol = solve(
+        as_field(rates), torch.tensor(y0), [0.0, end], solver=solver, rtol=1e-6, atol=100 * atol
+    )
+    np.testing.assert_allclose(sol.zs[-1].numpy(), radau[problem], rtol=2e-4, atol=1e3 * atol)
+    assert sol.stats.accepted < 2000
 
 
 def test_rosenbrock23_at_its_own_tolerance(radau):

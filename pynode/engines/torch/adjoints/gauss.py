@@ -2,12 +2,16 @@
 
 Only the adjoint, of the state's size, is integrated as an ODE. The integrand a·∂f/∂θ is
 evaluated at Gauss-Legendre points, by the dense output of both solves, in as many points as
-make the rule at least as accurate as the step.
+make the rule at least as accurate as the step. The rule is applied to the pieces into which the
+steps of both solves cut the interval: where only the state moves fast, the adjoint's steps alone
+would miss it.
 
 Norcliffe & Deisenroth 2023, Faster Training of Neural ODEs Using Gauss-Legendre Quadrature.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 from torch import Tensor
@@ -31,10 +35,12 @@ def gauss(problem: AdjointProblem) -> tuple[Tensor, Tensor]:
     rhs = problem.adjoint_system()
 
     def on_step(piece: Piece) -> None:
-        for point, weight in rule:
-            t = piece.t + point * piece.dt
-            product = vjp.parameters(t, trajectory.at(t), piece.at(t, rhs))
-            gradient.sub_(product, alpha=weight * piece.dt)  # the sweep runs against the integral
+        edges = trajectory.breaks(piece.t, piece.t1)
+        for lo, hi in itertools.pairwise(edges):
+            for point, weight in rule:
+                t = lo + point * (hi - lo)
+                product = vjp.parameters(t, trajectory.at(t), piece.at(t, rhs))
+                gradient.sub_(product, alpha=weight * (hi - lo))  # the sweep runs backwards
 
     def at_moment(a: Tensor, lo: int, hi: int) -> None:
         problem.outputs.jump(a, problem.grad, lo, hi)

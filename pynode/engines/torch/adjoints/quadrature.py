@@ -1,8 +1,9 @@
 """Interpolating adjoint, then the parameters' gradient by adaptive Gauss-Kronrod quadrature.
 
 The rule is Kronrod's extension of three Gauss points to seven (Kronrod 1965). It starts from the
-adjoint's own steps, which are short where something happens, and bisects the worst interval
-between two evaluation times until the estimated error of the integral meets the tolerance.
+pieces into which the steps of both solves cut the interval, short where something happens, and
+bisects the worst piece between two evaluation times until the estimated error of the integral
+meets the tolerance.
 """
 
 from __future__ import annotations
@@ -58,8 +59,10 @@ def quadrature(problem: AdjointProblem) -> tuple[Tensor, Tensor]:
 
     def on_stretch() -> None:
         options = problem.options
+        edges = [t for piece in pieces for t in trajectory.breaks(piece.t, piece.t1)[:-1]]
+        edges.append(pieces[-1].t1)
         # The sweep runs against the integral.
-        spans = [(piece.t1, piece.t) for piece in pieces]
+        spans = list(zip(edges[1:], edges[:-1], strict=True))
         rtol, atol = float(options.rtol), float(options.atol)
         gradient.add_(integrate(integrand, spans, rtol, atol, options.max_steps))
         pieces.clear()
