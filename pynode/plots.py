@@ -151,7 +151,9 @@ class _Series:
         self.t = task.clean.times[0].cpu().numpy()
         self.true = task.clean.values[0].cpu().numpy()
         inside = (task.clean.times[0] <= task.window) & known
-        self.inside = inside.cpu().numpy()
+        # Models that predict a point from those before it have nothing to say until then.
+        begun = task.clean.times[0] > task.observed.times[0, 0]
+        self.inside = (inside & begun).cpu().numpy()
         self.beyond = (~inside & known).cpu().numpy()
         # the red line starts where the blue one ends
         self.beyond[max(int(inside.sum()) - 1, 0)] = True

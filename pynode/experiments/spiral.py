@@ -242,7 +242,7 @@ class _Experiment:
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
-            "platform": platform.platform(terse=True),
+            "platform": platform.system(),
             "machine": platform.machine(),
             "cores": available_cores(),
             "jobs": self.arguments.jobs,

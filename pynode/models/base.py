@@ -133,20 +133,25 @@ class GaussianLikelihood(nn.Module):
     """Observations are the mean plus Gaussian noise: the rule of every model with a likelihood.
 
     The standard deviation is one learned number for each coordinate, the same at all times,
-    1e-3 + exp(ρ), so that no model is given the true noise and none can bring it to 0.
+    sigma_min + exp(ρ), so that no model is given the true noise and none can bring it to 0.
+
+    The bound is a regulariser. A likelihood that is sharper than the model deserves lets a latent
+    ODE pin its initial state to a point: the field is then learned on thin threads only, and what
+    it does beyond the window is left to chance.
 
     Args:
         coordinates: C.
         sigma: standard deviation to start from, in the units of the values.
+        sigma_min: it never falls below this.
     """
 
-    floor: ClassVar[float] = 1e-3
-
-    def __init__(self, coordinates: int, sigma: float) -> None:
+    def __init__(self, coordinates: int, sigma: float, sigma_min: float) -> None:
         super().__init__()
-        if not (math.isfinite(sigma) and sigma > self.floor):
-            raise InputError(f"sigma={sigma}: a finite number above {self.floor} is needed")
-        self.log_sigma = nn.Parameter(torch.full((coordinates,), math.log(sigma - self.floor)))
+        require_positive(sigma=sigma, sigma_min=sigma_min)
+        if sigma <= sigma_min:
+            raise InputError(f"sigma={sigma} must be above sigma_min={sigma_min}")
+        self.floor = sigma_min
+        self.log_sigma = nn.Parameter(torch.full((coordinates,), math.log(sigma - sigma_min)))
 
     @property
     def sigma(self) -> Tensor:
@@ -179,8 +184,8 @@ class OneStepLikelihood(GaussianLikelihood):
     few errors would set it, and drown the others.
     """
 
-    def __init__(self, coordinates: int, sigma: float) -> None:
-        super().__init__(coordinates, sigma)
+    def __init__(self, coordinates: int, sigma: float, sigma_min: float) -> None:
+        super().__init__(coordinates, sigma, sigma_min)
         self.log_sigma_first = nn.Parameter(torch.zeros(coordinates))
 
     def sigma_at(self, first: Tensor) -> Tensor:

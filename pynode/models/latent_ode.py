@@ -48,6 +48,7 @@ class LatentODE(SeriesModel):
             observed. No observation or query may be earlier.
         time_scale: one unit of the ODE's time, in the units of the series' times.
         sigma: initial standard deviation of the likelihood, which is learned.
+        sigma_min: it never falls below this, see :class:`pynode.models.base.GaussianLikelihood`.
         solver, rtol, atol, engine, options: of :class:`pynode.NeuralODE`; sensitivity is
             ``"discrete"`` by default, whose cost does not grow with the number of distinct times.
     """
@@ -66,7 +67,8 @@ class LatentODE(SeriesModel):
         encoder: str = "rnn",
         t0: float = 0.0,
         time_scale: float = 1.0,
-        sigma: float = 0.1,
+        sigma: float = 0.3,
+        sigma_min: float = 0.1,
         solver: str = "tsit5",
         rtol: float = 1e-3,
         atol: float = 1e-4,
@@ -92,7 +94,7 @@ class LatentODE(SeriesModel):
         field = MLPField(latent, field_hidden, layers=field_layers, activation=field_activation)
         self.node = NeuralODE(field, solver=solver, **options)
         self.decoder = mlp(latent, decoder_hidden, coordinates, activation=decoder_activation)
-        self.likelihood = GaussianLikelihood(coordinates, sigma)
+        self.likelihood = GaussianLikelihood(coordinates, sigma, sigma_min)
 
     def predict(
         self, observed: IrregularSeries, at: Tensor, generator: torch.Generator | None = None

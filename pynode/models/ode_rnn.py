@@ -38,6 +38,7 @@ class ODERNN(SeriesModel):
         time_scale: one unit of the ODE's time, in the units of the series' times.
         sigma: initial standard deviation of the likelihood, which is learned, see
             :class:`pynode.models.base.OneStepLikelihood`.
+        sigma_min: it never falls below this, see :class:`pynode.models.base.GaussianLikelihood`.
         solver, rtol, atol, engine, options: of :class:`pynode.NeuralODE`. ``dt`` is a share of a
             gap, see :class:`pynode.models.gap_flow.GapFlow`.
     """
@@ -50,7 +51,8 @@ class ODERNN(SeriesModel):
         field_hidden: int = 25,
         field_layers: int = 1,
         time_scale: float = 1.0,
-        sigma: float = 0.1,
+        sigma: float = 0.3,
+        sigma_min: float = 0.1,
         solver: str = "bs3",
         rtol: float = 1e-3,
         atol: float = 1e-4,
@@ -63,7 +65,7 @@ class ODERNN(SeriesModel):
         self.cell = nn.GRUCell(2 * coordinates, hidden)
         self.readout = nn.Linear(hidden, coordinates)
         self.first = nn.Parameter(torch.zeros(hidden))
-        self.likelihood = OneStepLikelihood(coordinates, sigma)
+        self.likelihood = OneStepLikelihood(coordinates, sigma, sigma_min)
         options = {"sensitivity": "discrete", **options}
         options |= {"solver": solver, "rtol": rtol, "atol": atol, "engine": engine}
         self.flow = GapFlow(MLPField(hidden, field_hidden, layers=field_layers), **options)

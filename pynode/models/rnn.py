@@ -38,20 +38,23 @@ class RNN(SeriesModel):
         hidden: units of the GRU (Chen et al. 2018, section 5.1: 25).
         sigma: initial standard deviation of the likelihood, which is learned, see
             :class:`pynode.models.base.OneStepLikelihood`.
+        sigma_min: it never falls below this, see :class:`pynode.models.base.GaussianLikelihood`.
     """
 
     reads: ClassVar[str] = ""  # what else it is told when it reads: "", "time" or "gap"
     decays: ClassVar[bool] = False
     time_scale: float = 1.0
 
-    def __init__(self, coordinates: int, *, hidden: int = 25, sigma: float = 0.1) -> None:
+    def __init__(
+        self, coordinates: int, *, hidden: int = 25, sigma: float = 0.3, sigma_min: float = 0.1
+    ) -> None:
         super().__init__(coordinates)
         require_positive(hidden=hidden)
         self.hidden = hidden
         self.cell = nn.GRUCell(2 * coordinates + (1 if self.reads else 0), hidden)
         self.readout = nn.Linear(hidden, coordinates)
         self.first = nn.Parameter(torch.zeros(coordinates))
-        self.likelihood = OneStepLikelihood(coordinates, sigma)
+        self.likelihood = OneStepLikelihood(coordinates, sigma, sigma_min)
         # softplus(-2) = 0.13: hardly any decay over a typical gap to begin with.
         self.rate = nn.Parameter(torch.full((hidden,), -2.0)) if self.decays else None
 
@@ -124,10 +127,11 @@ class _TimedRNN(RNN):
         coordinates: int,
         *,
         hidden: int = 25,
-        sigma: float = 0.1,
+        sigma: float = 0.3,
+        sigma_min: float = 0.1,
         time_scale: float = 1.0,
     ) -> None:
-        super().__init__(coordinates, hidden=hidden, sigma=sigma)
+        super().__init__(coordinates, hidden=hidden, sigma=sigma, sigma_min=sigma_min)
         require_positive(time_scale=time_scale)
         self.time_scale = time_scale
 

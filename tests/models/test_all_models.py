@@ -254,6 +254,7 @@ def test_build_says_what_is_wrong() -> None:
         {"hidden": 0},
         {"time_scale": -1.0},
         {"sigma": 0.0},
+        {"sigma": 0.1, "sigma_min": 0.1},
         {"encoder": "cnn"},
         {"field_activation": "sin"},
         {"t0": math.nan},

@@ -1,0 +1,32 @@
+"""
+The Julia side of pynode: solves of differential equations by OrdinaryDiffEq and their gradients
+by SciMLSensitivity, for fields that bring their own vector-Jacobian products. It knows nothing of
+Python.
+
+States and parameters are flat vectors; a batch of B samples of D entries is the (D, B) matrix in
+column-major order, which is torch's (B, D) in row-major order.
+"""
+module PyNode
+
+using LinearAlgebra
+using ADTypes: AutoFiniteDiff
+using ForwardDiff
+using OrdinaryDiffEqBDF: FBDF
+using OrdinaryDiffEqHighOrderRK: DP8
+using OrdinaryDiffEqLowOrderRK: BS3, DP5, Euler, Heun, Midpoint, RK4
+using OrdinaryDiffEqRosenbrock: Rodas4, Rodas5P, Rosenbrock23
+using OrdinaryDiffEqSDIRK: KenCarp4, Kvaerno5, TRBDF2
+using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
+using OrdinaryDiffEqVerner: Vern7
+using SciMLBase: SciMLBase, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, solve
+using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, QuadratureAdjoint,
+    ZygoteVJP, adjoint_sensitivities
+
+export AbstractField, JuliaField, forward, gradient, solvers, sensitivities
+
+include("fields.jl")
+include("solvers.jl")
+include("forward.jl")
+include("adjoint.jl")
+
+end

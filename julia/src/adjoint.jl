@@ -1,0 +1,50 @@
+# The vector-Jacobian products are the field's own (`vjp`, `vjp_p` of the ODEFunction), which
+# SciMLSensitivity prefers to automatic differentiation: ZygoteVJP() only fills the place.
+const GIVEN = ZygoteVJP()
+
+const SENSITIVITIES = Dict(
+    "interpolating" => checkpoints -> InterpolatingAdjoint(autojacvec = GIVEN, checkpointing = checkpoints),
+    "gauss" => checkpoints -> GaussAdjoint(autojacvec = GIVEN, checkpointing = checkpoints),
+    "quadrature" => checkpoints -> QuadratureAdjoint(autojacvec = GIVEN),
+    "backsolve" => checkpoints -> BacksolveAdjoint(autojacvec = GIVEN),
+)
+
+"""Names of all ways to compute gradients."""
+sensitivities() = sort!(collect(keys(SENSITIVITIES)))
+
+"""
+    gradient(fwd, cotangents; sensitivity = "gauss", solver, rtol, atol, checkpointing = false)
+
+From ∂L/∂zs (n, T) to `(; u0, p, t)`: dL/du0, dL/dp and dL/dt.
+
+With a(t) the sensitivity of the loss to the state at t, dL/dtᵢ = ∂ℓᵢ/∂z·f(zᵢ, tᵢ), and for the
+first time −a(t₁⁺)·f(z₁, t₁), since starting later is starting from another state.
+"""
+function gradient(
+        fwd::Forward, cotangents::AbstractMatrix; sensitivity = "gauss", solver = nothing,
+        rtol = 1.0e-6, atol = 1.0e-8, checkpointing = false,
+    )
+    fwd.retcode == "success" || throw(ArgumentError("the solve ended with $(fwd.retcode): it has no gradient"))
+    size(cotangents) == size(fwd.zs) ||
+        throw(ArgumentError("cotangents are $(size(cotangents)), the outputs $(size(fwd.zs))"))
+    haskey(SENSITIVITIES, sensitivity) || throw(
+        ArgumentError("sensitivity $(repr(sensitivity)) is not one of $(join(sensitivities(), ", "))"))
+    alg = solver === nothing ? fwd.sol.alg : solver_info(solver).make()
+    # The first output is u0 itself: its cotangent is added below, and needs no solve.
+    seed!(out, u, p, t, i) = (out .= view(cotangents, :, i + 1); nothing)
+    du0, dp = adjoint_sensitivities(
+        fwd.sol, alg; t = fwd.ts[2:end], dgdu_discrete = seed!,
+        sensealg = SENSITIVITIES[sensitivity](checkpointing), reltol = rtol, abstol = atol,
+    )
+    after = vec(du0)
+    return (; u0 = after .+ cotangents[:, 1], p = vec(dp), t = time_gradient(fwd, cotangents, after))
+end
+
+function time_gradient(fwd::Forward, cotangents, after)
+    p, du = fwd.sol.prob.p, similar(fwd.zs, size(fwd.zs, 1))
+    slopes = map(eachindex(fwd.ts)) do i
+        rhs!(du, fwd.field, fwd.zs[:, i], p, fwd.ts[i])
+        dot(i == 1 ? -after : view(cotangents, :, i), du)
+    end
+    return slopes
+end
