@@ -191,6 +191,7 @@ def run(folder: RunFolder, report: Callable[[dict[str, Any]], None]) -> dict[str
     errors = evaluate(model, test)
     row["fit_rmse"] = _root_mean(errors["fit"])
     row["extrapolation_rmse"] = _root_mean(errors["extrapolation"])
+    row["extrapolation_median"] = errors["extrapolation"].sqrt().quantile(0.5).item()
     write_json(folder.path / "history.json", rows)
     by_series = {name: squares.sqrt().tolist() for name, squares in errors.items()}
     write_json(
