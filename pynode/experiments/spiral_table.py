@@ -163,7 +163,7 @@ def time_or_gap(rows: Sequence[Row]) -> str:
         if len(beyond_noise) < len(lines):
             answer += " The other differences are within the noise."
     else:
-        answer = "As far as these runs can tell, yes: every difference is within the noise."
+        answer = "These runs cannot tell the two apart: every difference is within the noise."
     intro = "RMSE of `rnn_t` minus RMSE of `rnn_dt`, paired by seed"
     return f"{question} {answer} {intro}:\n\n" + "\n".join(lines)
 
