@@ -18,7 +18,7 @@ def test_example_runs_and_learns(tmp_path, capsys):
     script.write_text(code)
     runpy.run_path(str(script))
     printed = capsys.readouterr().out
-    assert float(re.search(r"loss ([\d.]+)", printed)[1]) < 0.01
+    assert float(re.search(r"loss ([\d.]+)", printed)[1]) < 0.05
 
 
 def test_example_is_short():
