@@ -27,7 +27,10 @@ def test_forecast_figure(one):
         "extrapolation RMSE 0.300",
         "extrapolation RMSE 0.100",
     ]
-    inside = int((one.clean.times[0] <= one.window).sum())
+    times = one.clean.times[0]
+    inside = int((times <= one.window).sum())
+    # The fit is drawn from the first observation on: before it, an RNN has nothing to go by.
+    unseen = int((times <= one.observed.times[0, 0]).sum())
     for axes, offset in zip(planes, (0.3, 0.1), strict=True):
         assert axes.get_aspect() == 1
         (fit,) = lines_of(axes, plots.BLUE)
@@ -35,9 +38,9 @@ def test_forecast_figure(one):
         true, observed = lines_of(axes, plots.GREEN)
         assert len(true.get_xdata()) == clean.shape[0]
         assert len(observed.get_xdata()) == int(one.observed.mask[0].all(-1).sum())
-        assert len(fit.get_xdata()) == inside
+        assert len(fit.get_xdata()) == inside - unseen
         assert len(prediction.get_xdata()) == clean.shape[0] - inside + 1
-        assert torch.allclose(torch.tensor(fit.get_ydata()), clean[:inside, 1] + offset)
+        assert torch.allclose(torch.tensor(fit.get_ydata()), clean[unseen:inside, 1] + offset)
     assert len({axes.get_xlim() for axes in planes}) == 1
     seen = [len(lines_of(axes, plots.GREEN)[1].get_xdata()) for axes in figure.axes[1:3]]
     assert seen == one.observed.mask[0].sum(0).tolist()

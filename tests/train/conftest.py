@@ -3,8 +3,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from pynode.data.series import IrregularSeries
 from stub_model import StubModel
+
+from pynode.data.series import IrregularSeries
 
 
 def make_series(n: int, seed: int) -> IrregularSeries:

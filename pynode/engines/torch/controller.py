@@ -122,14 +122,19 @@ class StepSize:
         self._rejected = False
         self.dt_max = dt_max
 
-    def accepted(self, dt: float, error: float) -> float:
-        """The next step size after a step of size ``dt`` was accepted."""
+    def accepted(self, dt: float, error: float, cut: bool = False) -> float:
+        """The next step size after a step of size ``dt`` was accepted.
+
+        Args:
+            cut: the step was shorter than proposed; its error is not remembered.
+        """
         error = max(error, 1e-10)
         factor = SAFETY
         for beta, e in zip(self._exponents, (error, *self._past), strict=True):
             factor *= e**-beta
         grow = 1.0 if self._rejected else GROW
-        self._past = [error, self._past[0]]
+        if not cut:
+            self._past = [error, self._past[0]]
         self._rejected = False
         return min(dt * min(max(factor, SHRINK), grow), self.dt_max)
 
@@ -160,7 +165,8 @@ def first_step_size(
     if not 0.0 < h0 < math.inf:  # a norm overflowed
         h0 = 1e-6
     h0 = min(h0, span)
-    f1 = rhs(t0 + direction * h0, torch.add(z0, f0, alpha=direction * h0))
+    # Not t0 + span, which rounding may put behind t1.
+    f1 = rhs(t1 if h0 == span else t0 + direction * h0, torch.add(z0, f0, alpha=direction * h0))
     d2 = norm.of_vector(f1 - f0, scale) / h0
     if not math.isfinite(d1 + d2):
         return h0

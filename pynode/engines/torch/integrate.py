@@ -132,9 +132,10 @@ class Integrator:
                 continue
             self.accepted += 1
             if self.control is not None:
-                proposal = self.control.accepted(abs(piece.dt), error)
                 # A step cut short by a stop says little about the size that the next may have.
-                self.dt = max(proposal, dt) if lands and abs(piece.dt) < dt else proposal
+                cut = lands and abs(piece.dt) < dt
+                proposal = self.control.accepted(abs(piece.dt), error, cut)
+                self.dt = max(proposal, dt) if cut else proposal
             if on_step is not None:
                 on_step(piece)
             stepper.advance()

@@ -14,39 +14,63 @@ from pynode.catalogue import SolverInfo
 
 SOLVERS = {info.name: info for info in solvers()}
 every_solver = pytest.mark.parametrize("info", SOLVERS.values(), ids=list(SOLVERS))
-STEPS = {1: (64, 512), 2: (32, 256), 3: (16, 128), 4: (12, 96), 5: (8, 48), 7: (5, 20), 8: (4, 16)}
-"""Numbers of steps over the interval, above rounding and inside the asymptotic range."""
+NONLINEAR_STEPS = {
+    1: (200, 1000),
+    2: (60, 240),
+    3: (60, 200),
+    4: (24, 80),
+    5: (90, 220),
+    7: (75, 120),
+    8: (12, 28),
+}
+LINEAR_STEPS = {
+    1: (64, 512),
+    2: (32, 256),
+    3: (32, 128),
+    4: (24, 96),
+    5: (30, 100),
+    7: (8, 20),
+    8: (6, 16),
+}
+"""Numbers of steps, fewest and most, by order: above rounding and inside the asymptotic range."""
+
+END = 4.0
+STARTS = ((1.0, 0.2, 0.9), (0.5, 0.5, 1.0))
+"""More than one, since the error of a single solution passes through zero at some step size."""
 
 
-def pendulum(t: Tensor, z: Tensor) -> Tensor:
-    """A driven, damped pendulum: nonlinear, and it depends on time."""
-    q, p = z[..., 0], z[..., 1]
-    return torch.stack([p, -torch.sin(q) - 0.1 * p * q + 0.5 * torch.cos(2 * t)], dim=-1)
-
-
-END = 2.0
-START = (1.2, -0.4)
+def rigid_body(t: Tensor, z: Tensor) -> Tensor:
+    """Euler's equations with a driving torque: nonlinear, and they depend on time."""
+    a, b, c = z.unbind(-1)
+    return torch.stack([-2 * b * c, 1.25 * a * c, -0.5 * a * b + 0.25 * torch.sin(t)], dim=-1)
 
 
 @pytest.fixture(scope="module")
 def reference() -> Callable[[np.ndarray], np.ndarray]:
-    """The pendulum by scipy's DOP853 at 1e-13."""
+    """The rigid body by scipy's DOP853 at 1e-13."""
 
-    def numpy_field(t: float, z: np.ndarray) -> list[float]:
-        q, p = z
-        return [p, -math.sin(q) - 0.1 * p * q + 0.5 * math.cos(2 * t)]
+    def numpy_field(t: float, z: np.ndarray) -> np.ndarray:
+        a, b, c = z.reshape(-1, 3).T
+        torque = 0.25 * np.sin(t)
+        return np.stack([-2 * b * c, 1.25 * a * c, -0.5 * a * b + torque], axis=1).ravel()
 
     def at(times: np.ndarray) -> np.ndarray:
         found = solve_ivp(
-            numpy_field, (0, END), START, "DOP853", t_eval=times, rtol=1e-13, atol=1e-14
+            numpy_field,
+            (0, END),
+            np.ravel(STARTS),
+            "DOP853",
+            t_eval=times,
+            rtol=1e-13,
+            atol=1e-14,
         )
-        return found.y.T
+        return found.y.T.reshape(-1, len(STARTS), 3)
 
     return at
 
 
-def counts(order: int) -> np.ndarray:
-    return np.unique(np.geomspace(*STEPS[order], 5).round().astype(int))
+def counts(steps: tuple[int, int]) -> np.ndarray:
+    return np.unique(np.geomspace(*steps, 5).round().astype(int))
 
 
 def slope(ns: np.ndarray, errors: list[float]) -> float:
@@ -63,10 +87,12 @@ def fixed(field, z0: Tensor, t, info: SolverInfo, n: int, span: float):
 @every_solver
 def test_order_on_a_nonlinear_problem(info, reference):
     exact = reference(np.array([END]))[0]
-    z0 = torch.tensor(START, dtype=torch.float64)
-    ns = counts(info.order)
+    z0 = torch.tensor(STARTS, dtype=torch.float64)
+    ns = counts(NONLINEAR_STEPS[info.order])
     errors = [
-        float(abs(fixed(pendulum, z0, [0.0, END], info, n, END).zs[-1].numpy() - exact).max())
+        float(
+            np.linalg.norm(fixed(rigid_body, z0, [0.0, END], info, n, END).zs[-1].numpy() - exact)
+        )
         for n in ns
     ]
     assert slope(ns, errors) == pytest.approx(info.order, abs=0.3)
@@ -77,15 +103,18 @@ def test_order_on_a_nonlinear_problem(info, reference):
 def test_order_on_a_random_linear_system(info, dtype):
     """z' = A z, backwards in time; the solution is the matrix exponential."""
     torch.manual_seed(3)
-    matrix = torch.randn(10, 10, dtype=dtype) / math.sqrt(10)
-    z0 = torch.randn(10, dtype=dtype)
+    matrix = torch.randn(6, 10, 10, dtype=dtype) / math.sqrt(10)
+    z0 = torch.randn(6, 10, 1, dtype=dtype)
     exact = torch.linalg.matrix_exp(-2.0 * matrix) @ z0
-    ns = counts(info.order)
+    # Rodas5P is of order 6 here, and sooner in the rounding.
+    ns = counts(LINEAR_STEPS[info.order]) // (3 if info.name == "rodas5p" else 1)
     errors = [
         float((fixed(lambda z: matrix @ z, z0, [1.0, -1.0], info, n, 2.0).zs[-1] - exact).norm())
         for n in ns
     ]
-    assert slope(ns, errors) == pytest.approx(info.order, abs=0.3)
+    found = slope(ns, errors)
+    assert found > info.order - 0.3
+    assert found < info.order + (1.3 if info.name == "rodas5p" else 0.3)
 
 
 @every_solver
@@ -93,11 +122,12 @@ def test_order_of_dense_output(info, reference):
     """The largest error anywhere between steps falls at the stated order or faster."""
     times = np.linspace(0, END, 211)
     exact = reference(times)
-    z0 = torch.tensor(START, dtype=torch.float64)
-    ns = counts(info.order)
+    z0 = torch.tensor(STARTS, dtype=torch.float64)
+    # Between steps the rounding is larger: the weights there are up to 1e3.
+    ns = counts((20, 50) if info.order == 7 else NONLINEAR_STEPS[info.order])
     errors = []
     for n in ns:
-        sol = fixed(pendulum, z0, [0.0, END], info, n, END)
+        sol = fixed(rigid_body, z0, [0.0, END], info, n, END)
         errors.append(float(abs(sol(torch.tensor(times)).numpy() - exact).max()))
     found = slope(ns, errors)
     assert found > min(info.dense_order, info.order) - 0.3
@@ -110,10 +140,8 @@ def test_local_order_of_dense_output(info):
 
     z' = -2 t z², z = 1/(1 + t²), from t = 0.3.
     """
-    errors, sizes = (
-        [],
-        np.geomspace(0.5, 0.1, 6) if info.dense_order > 3 else np.geomspace(0.1, 0.01, 6),
-    )
+    largest, smallest = {7: (0.25, 0.1), 4: (0.1, 0.03)}.get(info.dense_order, (0.03, 0.005))
+    errors, sizes = [], np.geomspace(largest, smallest, 6)
     z0 = torch.tensor([1 / 1.09], dtype=torch.float64)
     inside = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     for h in sizes:
@@ -140,8 +168,8 @@ def test_dense_output_is_nearly_as_good_as_the_steps(info, reference):
     rtol = 1e-7 if loose else 1e-9
     times = np.linspace(0, END, 401)
     exact = reference(times)
-    z0 = torch.tensor(START, dtype=torch.float64)
-    sol = solve(pendulum, z0, [0.0, END], solver=info.name, rtol=rtol, atol=rtol)
+    z0 = torch.tensor(STARTS, dtype=torch.float64)
+    sol = solve(rigid_body, z0, [0.0, END], solver=info.name, rtol=rtol, atol=rtol)
     between = float(abs(sol(torch.tensor(times)).numpy() - exact).max())
     ends = np.array(sol.dense._trajectory.log.times)
     at_ends = float(abs(sol(torch.tensor(ends)).numpy() - reference(ends)).max())
@@ -150,9 +178,9 @@ def test_dense_output_is_nearly_as_good_as_the_steps(info, reference):
 
 @every_solver
 def test_dense_output_is_continuous_and_meets_the_outputs(info):
-    z0 = torch.tensor(START, dtype=torch.float64)
+    z0 = torch.tensor(STARTS, dtype=torch.float64)
     t = torch.linspace(0, END, 7, dtype=torch.float64)
-    sol = solve(pendulum, z0, t, solver=info.name, adaptive=False, dt=0.13)
+    sol = solve(rigid_body, z0, t, solver=info.name, adaptive=False, dt=0.13)
     torch.testing.assert_close(sol(t), sol.zs, rtol=1e-12, atol=1e-12)
     ends = torch.tensor(sol.dense._trajectory.log.times[1:-1], dtype=torch.float64)
     torch.testing.assert_close(sol(ends - 1e-11), sol(ends + 1e-11), rtol=0, atol=1e-9)
