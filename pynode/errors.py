@@ -27,6 +27,10 @@ class GradientError(PynodeError, RuntimeError):
     """A gradient was asked for that the chosen sensitivity cannot give."""
 
 
+class JuliaError(PynodeError, RuntimeError):
+    """Julia is missing, too old, failed to start, or raised an error of its own (quoted)."""
+
+
 class SolveError(PynodeError, RuntimeError):
     """A solve ended before the last time.
 
