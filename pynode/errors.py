@@ -27,6 +27,14 @@ class GradientError(PynodeError, RuntimeError):
     """A gradient was asked for that the chosen sensitivity cannot give."""
 
 
+class LoweringError(PynodeError, RuntimeError):
+    """The field cannot be turned into a program."""
+
+
+class ProgramError(PynodeError, ValueError):
+    """A program, or a file of programs, that is malformed or would leave its memory."""
+
+
 class SolveError(PynodeError, RuntimeError):
     """A solve ended before the last time.
 
