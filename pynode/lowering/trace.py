@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -49,9 +50,12 @@ def derivative(name: str, field: FlatField, parameters: Sequence[Tensor]) -> Der
             return [None]
         picks = torch.eye(width, dtype=z.dtype, device=z.device)
         picks = picks.unsqueeze(1).expand(-1, rows, -1).reshape(width, -1)
-        (blocks,) = torch.autograd.grad(out, z, picks, is_grads_batched=True, allow_unused=True)
-        if blocks is None:
-            return [None]
+
+        def pull(pick: Tensor) -> Tensor:
+            (row,) = torch.autograd.grad(out, z, pick, retain_graph=True, materialize_grads=True)
+            return row
+
+        blocks = torch.func.vmap(pull)(picks)
         return [blocks.reshape(width, rows, width).transpose(0, 1)]
 
     def tgrad(z: Tensor, t: Tensor, lam: Tensor) -> list[Tensor | None]:
@@ -103,10 +107,12 @@ def trace(
             for i in inputs
         ]  # fmt: skip
         _refuse_random(module)
-        with torch.no_grad():
-            detached = [v.detach().clone() for v in values]
-            functional = torch.func.functionalize(module, remove="mutations")
-            module = make_fx(functional, decomposition_table=_decompositions())(*detached)
+        table = _decompositions()
+        if not _is_plain(module, table):
+            with torch.no_grad():
+                detached = [v.detach().clone() for v in values]
+                functional = torch.func.functionalize(module, remove="mutations")
+                module = make_fx(functional, decomposition_table=table)(*detached)
     except (PynodeError, Unsupported):
         raise
     except Exception as error:
@@ -120,12 +126,15 @@ def trace(
 def plain_kernels() -> Iterator[None]:
     """Attention, transformers and recurrent cells by elementary operations."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    mkldnn = torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
+        with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch._C._set_mkldnn_enabled(mkldnn)
 
 
 def _lift_constants(
@@ -152,6 +161,15 @@ def _lift_constants(
     return inputs
 
 
+def _is_plain(module: GraphModule, table: dict[Any, Any]) -> bool:
+    """Whether nothing in the graph mutates, and nothing is to be decomposed."""
+    targets = [n.target for n in module.graph.nodes if n.op == "call_function"]
+    return not any(
+        t in table or (hasattr(t, "_schema") and t._schema.is_mutable) for t in targets
+    )
+
+
+@functools.cache
 def _decompositions() -> dict[Any, Any]:
     """Core ATen, and more, without what has an instruction of its own."""
     from torch._decomp import core_aten_decompositions, get_decompositions
