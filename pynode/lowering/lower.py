@@ -1,0 +1,264 @@
+"""From a field to programs: trace, translate, fuse, emit, and check against torch."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pynode.errors import InputError, LoweringError
+from pynode.field import FlatField, trainable_tensors
+from pynode.lowering import aten_pointwise, aten_products, aten_shapes  # noqa: F401  # fill the table
+from pynode.lowering.aten import Translation, Unsupported
+from pynode.lowering.emit import emit
+from pynode.lowering.fuse import alive, fuse
+from pynode.lowering.graph import Graph
+from pynode.lowering.instructions import LAM, OUT, TIME, Z, P
+from pynode.lowering.lowered import LoweredField, Parameter, as_array, reads_time
+from pynode.lowering.origin import module_of
+from pynode.lowering.program import Program
+from pynode.lowering.trace import PROGRAMS, TAKES_LAM, derivative, plain_kernels, trace
+from pynode.lowering.views import Node, Value, View
+from pynode.solution import Statistics
+
+DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+def lower(
+    field: FlatField,
+    z0: Tensor,
+    t0: float = 0.0,
+    which: Sequence[str] = tuple(PROGRAMS),
+    check: bool = True,
+) -> LoweredField:
+    """Programs of a field.
+
+    Args:
+        field: on flat states.
+        z0: a flat state (N,); programs are for its shape and dtype.
+        t0: a time at which the field can be evaluated.
+        which: names of programs.
+        check: compare every program with torch at another point.
+
+    Raises:
+        LoweringError: an operation has no instruction, the field cannot be traced, or a program
+            does not compute what torch does (a field with a memory, say).
+        InputError: the state's dtype is neither float32 nor float64, or there is no such program.
+    """
+    unknown = [name for name in which if name not in PROGRAMS]
+    if unknown:
+        raise InputError(f"no program {unknown[0]!r}; there are {', '.join(PROGRAMS)}")
+    if z0.dtype not in DTYPES or any(d.is_complex for d in field.layout.dtypes):
+        kinds = ", ".join(sorted({str(d) for d in field.layout.dtypes}))
+        raise LoweringError(
+            f"the state is {kinds}: programs are for float32 and float64. Cast the state, or "
+            'write complex numbers as pairs, or use lowering="callback"'
+        )
+    field = FlatField(field.fn, field.layout, field.args, Statistics())
+    parameters = parameters_of(field, z0, t0)
+    layout = parameter_layout(field, parameters)
+    programs = {}
+    for name in which:
+        programs[name] = _program(name, field, parameters, layout, z0, t0)
+    rows = field.layout.rows or 1
+    lowered = LoweredField(
+        dtype=DTYPES[z0.dtype],
+        rows=rows,
+        width=z0.numel() // rows,
+        parameters=layout,
+        programs=programs,
+        autonomous=field.form == "z"
+        or ("f" in programs and not reads_time(programs["f"])),
+        tensors=tuple(parameters),
+    )
+    if check:
+        verify(lowered, field, z0, t0)
+    return lowered
+
+
+def parameters_of(field: FlatField, z0: Tensor, t0: float) -> list[Tensor]:
+    """Trainable tensors that the field depends on, then the floating tensors of its args."""
+    found, _ = trainable_tensors(field, t0, z0)
+    known = {id(p) for p in found}
+    for leaf in pytree.tree_leaves(field.args):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and id(leaf) not in known:
+            known.add(id(leaf))
+            found.append(leaf)
+    for tensor in found:
+        if tensor.dtype != z0.dtype:
+            raise LoweringError(
+                f"a parameter of shape {tuple(tensor.shape)} is {tensor.dtype}, the state "
+                f"{z0.dtype}: cast one of them"
+            )
+    return found
+
+
+def parameter_layout(field: FlatField, tensors: Sequence[Tensor]) -> tuple[Parameter, ...]:
+    names: dict[int, str] = {}
+    if isinstance(field.fn, nn.Module):
+        names = {id(p): name for name, p in field.fn.named_parameters()}
+    for path, leaf in pytree.tree_flatten_with_path(field.args)[0]:
+        names.setdefault(id(leaf), "args" + pytree.keystr(path))
+    layout, at = [], 0
+    for number, tensor in enumerate(tensors):
+        name = names.get(id(tensor), f"tensor{number}")
+        layout.append(Parameter(name, tuple(tensor.shape), at))
+        at += tensor.numel()
+    return tuple(layout)
+
+
+def _program(
+    name: str,
+    field: FlatField,
+    tensors: Sequence[Tensor],
+    layout: Sequence[Parameter],
+    z0: Tensor,
+    t0: float,
+) -> Program:
+    n = z0.numel()
+    total = sum(p.size for p in layout)
+    inputs = {"z": n, "t": 1, "p": total, "lam": n if name in TAKES_LAM else 0}
+    try:
+        module, held, there = trace(name, field, tensors, z0, t0)
+        graph = Graph(DTYPES[z0.dtype])
+        vector = Value((total,), slot=P).view()
+        given: dict[str, View] = {
+            "z": Value((n,), slot=Z).view(),
+            "t": Value((), slot=TIME).view(),
+            "lam": Value((n,), slot=LAM).view(),
+        }
+        values: list[View | Tensor] = []
+        for item in held:
+            if isinstance(item, str):
+                values.append(given[item])
+            elif isinstance(item, int):
+                p = layout[item]
+                part = vector.slice(0, p.offset, p.size).reshape(p.shape)
+                assert part is not None
+                values.append(part)
+            else:
+                values.append(item.detach())
+        translation = Translation(graph, z0.dtype)
+        results = [translation.view(x) for x in translation.run(module, values)]
+    except Unsupported as error:
+        raise LoweringError(_refusal(error, name, field, z0, t0)) from None
+    parts = iter(results)
+    found = [next(parts) if here else None for here in there]
+    outputs, nodes = _outputs(name, graph, found, layout, n, field.layout.rows or 1)
+    kept = fuse(alive(graph.nodes, nodes), nodes)
+    return emit(kept, DTYPES[z0.dtype], inputs, outputs)
+
+
+def _outputs(
+    name: str,
+    graph: Graph,
+    found: Sequence[View | None],
+    layout: Sequence[Parameter],
+    n: int,
+    rows: int,
+) -> tuple[list[tuple[str, int]], list[Node]]:
+    """The outputs' sizes, and the nodes that put them together in their slots."""
+    total = sum(p.size for p in layout)
+    sizes = {"dz": n, "gz": n, "gp": total, "gt": 1, "jac": n * (n // rows), "ft": n}
+    waiting = iter(found)
+    outputs, nodes = [], []
+    for number, out in enumerate(PROGRAMS[name]):
+        value = Value((sizes[out],), slot=OUT + number)
+        parts = [(p.offset, p.size) for p in layout] if out == "gp" else [(0, sizes[out])]
+        operands, where = [], []
+        for offset, size in parts:
+            view = next(waiting)
+            if size:
+                flat = graph.constant(0).expand((size,)) if view is None else view
+                operands.append(graph.reshape(flat, (size,)))
+                where.append((offset, (1,)))
+        value.node = Node("assemble", None, tuple(operands), value, where=tuple(where))
+        outputs.append((out, sizes[out]))
+        nodes.append(value.node)
+    return outputs, nodes
+
+
+def _refusal(
+    error: Unsupported, name: str, field: FlatField, z0: Tensor, t0: float
+) -> str:
+    where = module_of(error.name, field, z0, t0)
+    what = f"{error.name} has no instruction" if not error.why else f"{error.name}: {error.why}"
+    if "random" in error.why:
+        return (
+            f"{what} ({where}), and a field must be a function of t and z: use field.eval(), or "
+            "draw the numbers once, before the solve, and pass them as args"
+        )
+    stage = "" if name == "f" else f", while lowering {name}"
+    return f'{what} ({where}{stage}). lowering="callback" runs the field as it is, more slowly'
+
+
+# The check against torch ---------------------------------------------------------------------------
+
+
+def verify(lowered: LoweredField, field: FlatField, z0: Tensor, t0: float) -> None:
+    """Compare every program with torch at a point beside (t0, z0).
+
+    Raises:
+        LoweringError: they differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, z0.numel(), dtype=torch.float64, generator=generator).to(z0)
+    z, lam, t = z0.detach() + 0.1 * noise[0] * (1 + z0.detach().abs()), noise[1], t0 + 0.0625
+    wanted = {
+        name: reference(name, field, lowered.tensors, z, t, lam) for name in lowered.programs
+    }
+    for name, values in wanted.items():
+        got = lowered.run(name, as_array(z), t, lam=as_array(lam))
+        for out, value in values.items():
+            error = difference(got[out], as_array(value))
+            if error > (1e-3 if lowered.dtype == "float32" else 1e-6):
+                raise LoweringError(
+                    f"the program {name} does not compute what the field does at t={t:.6g}: "
+                    f"relative difference {error:.1e}. Does the field keep a memory between "
+                    "calls, or change with something other than t, z and its tensors? "
+                    'Otherwise lowering="callback" helps, and a report to the authors'
+                )
+
+
+def reference(
+    name: str, field: FlatField, tensors: Sequence[Tensor], z: Tensor, t: float, lam: Tensor
+) -> dict[str, Tensor]:
+    """What torch computes for a program's outputs, flat."""
+    z = z.detach().clone().requires_grad_()
+    time = torch.tensor(t, dtype=z.dtype, device=z.device, requires_grad=True)
+    with plain_kernels(), torch.enable_grad():
+        results = derivative(name, field, tensors)(z, time, lam)
+    shapes = {
+        "dz": [z], "gz": [z], "gp": list(tensors), "gt": [time], "ft": [z],
+        "jac": [z.new_zeros(z.numel() * (z.numel() // (field.layout.rows or 1)))],
+    }  # fmt: skip
+    waiting = iter(results)
+    values = {}
+    for out in PROGRAMS[name]:
+        parts = [(next(waiting), like) for like in shapes[out]]
+        flat = [
+            (torch.zeros_like(like) if x is None else x).detach().reshape(-1) for x, like in parts
+        ]
+        values[out] = torch.cat(flat) if flat else z.new_zeros(0)
+    return values
+
+
+def difference(a: Any, b: Any) -> float:
+    """Largest difference relative to the largest entry; NaN and infinities must agree."""
+    if not a.size:
+        return 0.0
+    odd = ~(np.isfinite(a) & np.isfinite(b))
+    if not np.array_equal(a[odd], b[odd], equal_nan=True):
+        return float("inf")
+    a, b = a[~odd], b[~odd]
+    if not a.size:
+        return 0.0
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
+
+
+__all__ = ["lower", "weakref"]
