@@ -111,7 +111,7 @@ class _Call:
     field: FlatField
     leaves: list[Tensor]
     closed_over: list[int]
-    first: Tensor
+    first: Tensor | None
     forward: Forward | None = None
 
 
@@ -123,7 +123,7 @@ def _with_adjoint(
     originals, leaves, args = _detached_args(problem.args)
     field = FlatField(problem.field, problem.layout, args, Statistics())
     static = [id(x) for x in closed_over(field.fn)]
-    found, first = trainable_tensors(field, times.start, z0)
+    found, first = engine.trainable(problem, options, field, z0)
     tensors = [*originals, *found]
     if not any(x.requires_grad for x in (z0, times.t, times.t0, *tensors)):
         return _plain(engine, problem, options, field, z0, first)

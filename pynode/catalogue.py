@@ -8,7 +8,7 @@ from pynode.engines.torch.rosenbrock_methods import ROSENBROCKS
 from pynode.engines.torch.steppers import METHODS
 from pynode.errors import InputError
 
-ENGINES = ("torch",)
+ENGINES = ("torch", "julia")
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,21 @@ _ALIASES = {
     "dop853": ("dp8",),
 }
 
+# fmt: off
+_IN_JULIA = frozenset((
+    "euler", "midpoint", "heun", "rk4", "bs3", "dp5", "tsit5", "vern7", "dop853", "rosenbrock23",
+    "rodas4", "rodas5p", "trbdf2", "kencarp4", "kvaerno5", "fbdf", "auto",
+))
+# fmt: on
+"""Names of the table in julia/src/solvers.jl."""
+
 _SOLVERS = tuple(
     SolverInfo(
         name=tableau.name,
         order=tableau.order,
         adaptive=tableau.adaptive,
         stiff=tableau.name in ROSENBROCKS,
-        engines=("torch",),
+        engines=ENGINES if tableau.name in _IN_JULIA else ("torch",),
         reference=tableau.reference,
         dense_order=tableau.interpolant_order,
         stages=tableau.stages - tableau.fsal,
@@ -93,14 +101,14 @@ _SENSITIVITIES = (
         "the adjoint ODE with the state integrated backwards beside it; gradients are wrong where "
         "the backward solve of the state is unstable",
         "constant",
-        ("torch",),
+        ENGINES,
         "Chen et al. 2018, algorithm 1",
     ),
     SensitivityInfo(
         "interpolating",
         "the adjoint ODE with the state read from the forward pass's dense output",
         "stages of every step; with checkpoints=k a bounded number of steps",
-        ("torch",),
+        ENGINES,
         "Rackauckas et al. 2020, Universal Differential Equations; Hindmarsh et al. 2005 (CVODES)",
     ),
     SensitivityInfo(
@@ -108,7 +116,7 @@ _SENSITIVITIES = (
         "as interpolating, the parameters' gradient by Gauss-Legendre quadrature in every "
         "backward step instead of in the ODE: cheaper with many parameters",
         "as interpolating",
-        ("torch",),
+        ENGINES,
         "Norcliffe & Deisenroth 2023, Faster Training of Neural ODEs Using Gauss-Legendre "
         "Quadrature",
     ),
@@ -117,7 +125,7 @@ _SENSITIVITIES = (
         "as interpolating, the parameters' gradient by adaptive Gauss-Kronrod quadrature after "
         "the adjoint has been solved: its error is controlled by itself",
         "as interpolating, and the dense adjoint",
-        ("torch",),
+        ENGINES,
         "Kim et al. 2021, Stiff Neural Ordinary Differential Equations",
     ),
 )

@@ -29,6 +29,8 @@ class GradientError(PynodeError, RuntimeError):
 
 class JuliaError(PynodeError, RuntimeError):
     """Julia is missing, too old, failed to start, or raised an error of its own (quoted)."""
+
+
 class LoweringError(PynodeError, RuntimeError):
     """The field cannot be turned into a program."""
 

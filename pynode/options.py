@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -31,7 +32,10 @@ class SolveOptions:
             ``"gauss"`` for stiff solvers, which solve the adjoint with matrices of a sample's size.
         rtol, atol: relative and absolute tolerance of the local error, in the state's units;
             numbers, or tensors that broadcast against the state.
-        engine: ``"torch"``.
+        engine: ``"torch"``, or ``"julia"``, which needs a Julia installation (docs/julia.md).
+        lowering: for the julia engine, how the field gets there: ``"program"``, traced and run
+            inside Julia, or ``"callback"``, evaluated by torch, slowly, for fields that cannot be
+            traced.
         step_control: ``"joint"``, one step size for the whole batch.
         max_steps: largest number of attempted steps.
         adaptive: choose step sizes by the error estimate; default: whenever the solver has one.
@@ -76,6 +80,7 @@ class SolveOptions:
     throw: bool = True
     dense: bool = False
     jac: Callable[..., Tensor] | None = None
+    lowering: str = "program"
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -88,12 +93,14 @@ class SolveOptions:
             set_(self, "adjoint_solver", catalogue.solver(self.adjoint_solver).name)
         set_(self, "tstops", _numbers("tstops", self.tstops))
         _one_of("engine", self.engine, catalogue.ENGINES)
+        _one_of("lowering", self.lowering, ("program", "callback"))
         _one_of("step_control", self.step_control, ("joint",))
         _one_of("controller", self.controller, tuple(CONTROLLERS))
         if not callable(self.norm):
             _one_of("norm", self.norm, ("rms", "max"))
         self._check_numbers()
         self._check_steps()
+        self._check_engine()
 
     def _check_numbers(self) -> None:
         for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
@@ -128,7 +135,14 @@ class SolveOptions:
                 f"{self.solver} takes fixed steps here: give their size as dt=..., in units of t"
             )
         backward = self.adjoint_solver or self.solver
-        if catalogue.solver(backward).stiff and self.sensitivity in ("backsolve", "interpolating"):
+        heavy = self.sensitivity in ("backsolve", "interpolating")
+        if catalogue.solver(backward).stiff and heavy and self.engine == "julia":
+            warnings.warn(
+                f"sensitivity={self.sensitivity!r} with the stiff solver {backward} solves linear "
+                "systems of the size of all parameters: 'gauss' is far faster",
+                stacklevel=4,
+            )
+        elif catalogue.solver(backward).stiff and heavy:
             raise InputError(
                 f"sensitivity={self.sensitivity!r} with the stiff solver {backward} would need a "
                 "Jacobian of the size of all parameters: use 'gauss', 'quadrature' or 'discrete', "
@@ -138,6 +152,23 @@ class SolveOptions:
             raise InputError(f"jac= has no meaning for {self.solver}, which is explicit")
         if self.checkpoints is not None and self.sensitivity == "backsolve":
             raise InputError("backsolve keeps no states, so checkpoints= has no meaning for it")
+
+    def _check_engine(self) -> None:
+        chosen: dict[str, catalogue.SolverInfo | catalogue.SensitivityInfo] = {
+            "solver": catalogue.solver(self.solver),
+            "adjoint_solver": catalogue.solver(self.adjoint_solver or self.solver),
+            "sensitivity": catalogue.sensitivity(self.sensitivity),
+        }
+        for name, info in chosen.items():
+            if self.engine not in info.engines:
+                raise InputError(
+                    f"engine={self.engine!r} has no {name} {info.name!r}; it is in "
+                    f"{', '.join(info.engines)}"
+                )
+        if self.engine != "julia" and self.lowering != "program":
+            raise InputError(
+                f"lowering={self.lowering!r} has no meaning for engine={self.engine!r}"
+            )
 
     @property
     def is_adaptive(self) -> bool:

@@ -17,7 +17,9 @@ from torch import Tensor
 from pynode.engines.julia import runtime
 from pynode.errors import JuliaError
 
-(N, P, TIMES, Z0, PARAMETERS, TS, ZS, FLOAT32, ADAPTIVE, MAX_STEPS, KEEP, STOPS, STOPS_AT) = range(13)
+(N, P, TIMES, Z0, PARAMETERS, TS, ZS, FLOAT32, ADAPTIVE, MAX_STEPS, KEEP, STOPS, STOPS_AT) = range(
+    13
+)
 NFE, ACCEPTED, REJECTED, JACOBIANS = range(13, 17)
 COTANGENTS, GRAD_Z0, GRAD_P, CHECKPOINTING, SAMPLES = range(17, 22)
 INTS, FLOATS = 24, 8

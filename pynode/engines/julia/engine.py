@@ -177,7 +177,9 @@ class JuliaEngine:
         bridge().gradient(kept.number, options.sensitivity, solver, block)
         field.stats.nfe_backward += int(block.ints[calls.NFE])
         field.stats.vjp += int(block.ints[calls.ACCEPTED])
-        pieces = {id(x): piece for x, piece in zip(kept.tensors, split(of_p, kept.tensors), strict=True)}
+        pieces = {
+            id(x): piece for x, piece in zip(kept.tensors, split(of_p, kept.tensors), strict=True)
+        }
         return of_z0, [pieces.get(id(x), torch.zeros_like(x)) for x in tensors]
 
     def _remote(
@@ -229,7 +231,9 @@ def _retcode(code: str) -> Retcode:
     try:
         return Retcode(code)
     except ValueError:
-        raise JuliaError(f"Julia ended the solve with {code!r}, which pynode does not know") from None
+        raise JuliaError(
+            f"Julia ended the solve with {code!r}, which pynode does not know"
+        ) from None
 
 
 CAUSES = {

@@ -138,7 +138,7 @@ def _identity(field: FlatField, z0: Tensor, way: str, stiff: bool, each: bool) -
 
 
 def _signature(x: Any) -> Any:
-    """Of a leaf of args: numbers that differentiate are handed over at each solve, others are not."""
+    """Of a leaf of args; the values of floating tensors are handed over at each solve."""
     if isinstance(x, Tensor):
         kind = (tuple(x.shape), x.dtype)
         return kind if x.is_floating_point() else (*kind, x.cpu().numpy().tobytes())
@@ -146,7 +146,7 @@ def _signature(x: Any) -> Any:
 
 
 def _held(fn: Any) -> Iterator[Any]:
-    """What a field holds: its tensors, and plain numbers and switches, whose values are built in."""
+    """What a field holds: tensors, and plain numbers and switches, whose values are built in."""
     for x in closed_over(fn):
         yield (id(x), True) if x.requires_grad else (id(x), x._version)
     if isinstance(fn, nn.Module):
@@ -170,7 +170,7 @@ def _open(
     if way == "callback":
         return _open_callback(field, z0, t0)
     own = one_sample(field, z0, t0) if each else field
-    like = z0.reshape(field.layout.rows, -1)[0] if each else z0
+    like = z0.reshape(field.layout.rows or 1, -1)[0] if each else z0
     names = ("f", "vjp_z", "vjp_p", *(("jac", "tgrad") if stiff else ()))
     lowered = lower(own, like, t0, names)
     number = julia.open_program(json.dumps(lowered.to_json()))
@@ -224,7 +224,9 @@ def _open_callback(field: FlatField, z0: Tensor, t0: float) -> RemoteField:
         "some 100 µs each; a lowered field takes about one",
         stacklevel=2,
     )
-    found, _ = trainable_tensors(FlatField(field.fn, field.layout, field.args, Statistics()), t0, z0)
+    found, _ = trainable_tensors(
+        FlatField(field.fn, field.layout, field.args, Statistics()), t0, z0
+    )
     tensors = [*found, *_floating(field.args)]
     # Evaluations are counted by Julia.
     own = FlatField(field.fn, field.layout, field.args, Statistics())

@@ -16,7 +16,7 @@ from pynode.engines.torch.outputs import Outputs, outputs
 from pynode.engines.torch.runge_kutta import Piece
 from pynode.engines.torch.steppers import METHODS, as_system
 from pynode.engines.torch.trajectory import StepLog, Trajectory
-from pynode.field import FlatField
+from pynode.field import FlatField, trainable_tensors
 from pynode.options import SolveOptions
 from pynode.problem import ODEProblem
 from pynode.solution import Retcode
@@ -46,6 +46,12 @@ class TorchEngine:
     """Solves and differentiates on torch tensors, on any device."""
 
     name = "torch"
+
+    def trainable(
+        self, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Tensors that require grad and that the field depends on, and f(t0, z0)."""
+        return trainable_tensors(field, problem.times.start, z0)
 
     def solve(
         self,
