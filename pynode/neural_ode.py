@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from pynode.autograd import run
+from pynode.export import export
 from pynode.field import UserField
 from pynode.options import SolveOptions
 from pynode.problem import ODEProblem
@@ -73,6 +75,12 @@ class NeuralODE(nn.Module):
         solution = run(ODEProblem(self.field, z0, t, args, t0), options)
         self.stats = solution.stats
         return solution
+
+    def export(
+        self, folder: str | Path, z0: State, t: Any, args: Any = None, **more: State
+    ) -> Path:
+        """Write a folder that Julia runs without Python: see :func:`pynode.export.export`."""
+        return export(self, folder, z0, t, args, **more)
 
     def extra_repr(self) -> str:
         o = self.options

@@ -38,5 +38,7 @@ include("solvers.jl")
 include("forward.jl")
 include("adjoint.jl")
 include("memory.jl")
+include("run.jl")
+include("precompile.jl")
 
 end
