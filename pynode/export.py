@@ -1,7 +1,7 @@
 """Folders that Julia runs without Python: a lowered field, its data, and what to do with them.
 
-``problem.toml``, ``field.json`` (docs/program-format.md) and ``data.npz`` hold data only; nothing in
-them is ever run as code, and no file name is taken from them. See docs/julia.md.
+``problem.toml``, ``field.json`` (docs/program-format.md) and ``data.npz`` hold data only; nothing
+in them is ever run as code, and no file name is taken from them. See docs/julia.md.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def export(
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     (path / "field.json").write_text(json.dumps(lowered.to_json()))
-    np.savez(path / "data.npz", **{k: v.detach().cpu().numpy() for k, v in data.items()})
+    arrays: Any = {name: x.detach().cpu().numpy() for name, x in data.items()}
+    np.savez(path / "data.npz", **arrays)
     (path / "problem.toml").write_text(_toml(node, problem))
     return path
 
