@@ -120,6 +120,15 @@ _SENSITIVITIES = (
         ("torch",),
         "Kim et al. 2021, Stiff Neural Ordinary Differential Equations",
     ),
+    SensitivityInfo(
+        "reversible",
+        "steps that can be undone exactly: exact gradients of what was computed, which is another "
+        "approximation than the plain solver's, of the same order at twice the evaluations; "
+        "explicit solvers only",
+        "constant but for the steps' times",
+        ("torch",),
+        "McCallum & Foster 2024, Efficient, Accurate and Stable Gradients for Neural ODEs",
+    ),
 )
 
 _SOLVER_BY_NAME = {name: info for info in _SOLVERS for name in (info.name, *info.aliases)}

@@ -44,6 +44,8 @@ class SolveOptions:
             need none: they are reached by interpolation.)
         checkpoints: keep at most about this many states of the forward pass for the backward
             pass and recompute the rest; default: keep all that the sensitivity needs.
+        coupling: λ of ``sensitivity="reversible"``, above 0 and at most 1 (default 0.999). Rounding
+            grows by 1/λ a step when steps are undone; a smaller λ makes the forward pass stabler.
         adjoint_rtol, adjoint_atol, adjoint_solver, adjoint_max_steps: of the adjoint's own
             solve; default: as forward.
         adjoint_seminorm: leave the parameters' gradient out of the adjoint's error norm (Kidger,
@@ -68,6 +70,7 @@ class SolveOptions:
     norm: str | Callable[[Any], Any] = "rms"
     tstops: Sequence[float] = ()
     checkpoints: int | None = None
+    coupling: float | None = None
     adjoint_rtol: float | None = None
     adjoint_atol: float | None = None
     adjoint_solver: str | None = None
@@ -136,8 +139,34 @@ class SolveOptions:
             )
         if self.jac is not None and not info.stiff:
             raise InputError(f"jac= has no meaning for {self.solver}, which is explicit")
-        if self.checkpoints is not None and self.sensitivity == "backsolve":
-            raise InputError("backsolve keeps no states, so checkpoints= has no meaning for it")
+        if self.checkpoints is not None and self.sensitivity in ("backsolve", "reversible"):
+            raise InputError(
+                f"{self.sensitivity} keeps no states, so checkpoints= has no meaning for it"
+            )
+        self._check_reversible(info.stiff)
+
+    def _check_reversible(self, stiff: bool) -> None:
+        if self.sensitivity != "reversible":
+            if self.coupling is not None:
+                raise InputError("coupling= has a meaning for sensitivity='reversible' only")
+            return
+        if stiff:
+            raise InputError(
+                f"sensitivity='reversible' needs an explicit solver, not {self.solver}: use "
+                "'discrete' with checkpoints=..., or 'gauss'"
+            )
+        if self.coupling is None:
+            object.__setattr__(self, "coupling", 0.999)
+        assert self.coupling is not None
+        if not (isinstance(self.coupling, Real) and 0.0 < self.coupling <= 1.0):
+            raise InputError(f"coupling={self.coupling!r}: a number above 0, at most 1, is needed")
+        own = ("rtol", "atol", "solver", "max_steps")
+        given = [f"adjoint_{name}" for name in own if getattr(self, f"adjoint_{name}") is not None]
+        if given:
+            raise InputError(
+                f"{given[0]}= has no meaning for 'reversible', whose backward pass undoes the "
+                "forward pass's own steps"
+            )
 
     @property
     def is_adaptive(self) -> bool:

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from pynode.engines.torch.controller import NORMS, ErrorNorm, Reduce, StepSize
 from pynode.engines.torch.integrate import Integrator
+from pynode.engines.torch.reversible import reversible_stepper
 from pynode.engines.torch.runge_kutta import RightHandSide
-from pynode.engines.torch.steppers import METHODS, make_stepper
+from pynode.engines.torch.steppers import METHODS, Stepper, make_stepper
+from pynode.engines.torch.tableau import Tableau
 from pynode.options import SolveOptions
 
 
@@ -30,7 +32,12 @@ def build_integrator(
         tolerances: rtol and atol, where they are per entry (N,).
     """
     method = METHODS[options.solver]
-    stepper = make_stepper(method, rhs, like, taped, options.tstops)
+    stepper: Stepper
+    if options.coupling is not None:
+        assert isinstance(method, Tableau)
+        stepper = reversible_stepper(method, rhs, like, taped, options.tstops, options.coupling)
+    else:
+        stepper = make_stepper(method, rhs, like, taped, options.tstops)
     norm = control = None
     if options.is_adaptive:
         rtol, atol = tolerances or (options.rtol, options.atol)

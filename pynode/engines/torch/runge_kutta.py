@@ -277,6 +277,10 @@ class ExplicitStepper:
         z1 = z_stage if self.tableau.fsal else torch.addmv(z, store.head(len(c.a)), c.b, alpha=dt)
         return Piece(c, t, t1, z, z1, store.stages, last)
 
+    def restart(self) -> None:
+        """Whatever the first stage of the next attempt would be taken from is left behind."""
+        self._fresh = False
+
     def advance(self) -> None:
         """The last attempt was accepted."""
         if self._keeps_last:

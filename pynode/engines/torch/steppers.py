@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pynode.engines.torch.derivatives import StiffField
 from pynode.engines.torch.methods import TABLEAUS
+from pynode.engines.torch.reversible import ReversibleStepper
 from pynode.engines.torch.rosenbrock import RosenbrockStepper, RosenbrockTableau
 from pynode.engines.torch.rosenbrock_methods import ROSENBROCKS
 from pynode.engines.torch.runge_kutta import ExplicitStepper, Jumps
@@ -16,7 +17,7 @@ from pynode.engines.torch.tableau import Tableau
 from pynode.field import FlatField
 
 Method = Tableau | RosenbrockTableau
-Stepper = ExplicitStepper | RosenbrockStepper
+Stepper = ExplicitStepper | RosenbrockStepper | ReversibleStepper
 
 METHODS: dict[str, Method] = {**TABLEAUS, **ROSENBROCKS}
 

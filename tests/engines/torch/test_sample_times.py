@@ -19,7 +19,10 @@ SOLVERS = [
 ]
 SENSITIVITIES = [s.name for s in sensitivities()]
 CHECKPOINTED = [
-    (name, k) for name in SENSITIVITIES for k in (None, 3) if name != "backsolve" or k is None
+    (name, k)
+    for name in SENSITIVITIES
+    for k in (None, 3)
+    if name not in ("backsolve", "reversible") or k is None
 ]
 pytestmark = pytest.mark.usefixtures("float64")
 
