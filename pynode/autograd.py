@@ -69,6 +69,10 @@ def _taped(
     """Discrete gradients: autograd follows the engine's steps."""
     times = problem.times
     transformed = _transforms_active()
+    if transformed and options.through_steps:
+        raise GradientError(
+            "through_steps=True does not work under torch.func transforms or forward-mode AD"
+        )
     if not transformed:
         if not torch.is_grad_enabled():
             return _plain(engine, problem, options, field, z0)

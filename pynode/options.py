@@ -50,6 +50,11 @@ class SolveOptions:
             solve; default: as forward.
         adjoint_seminorm: leave the parameters' gradient out of the adjoint's error norm (Kidger,
             Chen, Lyons 2021, "Hey, that's not an ODE": fewer steps).
+        through_steps: for ``discrete``: differentiate through the choice of step sizes as well, so
+            that gradients are those of the whole computation. By default step sizes count as
+            given, which leaves out a part of the size of the tolerance. Of use where tolerances are
+            loose and gradients are checked by finite differences, or where the loss is about the
+            solver's own work. Not under ``torch.func`` transforms.
         throw: raise SolveError when a solve fails; otherwise return what there is.
         dense: keep dense output, for ``sol(s)``.
         jac: for stiff solvers, ∂f/∂z as a function of (t, z) or (t, z, args) that returns (D, D)
@@ -76,6 +81,7 @@ class SolveOptions:
     adjoint_solver: str | None = None
     adjoint_max_steps: int | None = None
     adjoint_seminorm: bool = False
+    through_steps: bool = False
     throw: bool = True
     dense: bool = False
     jac: Callable[..., Tensor] | None = None
@@ -144,6 +150,16 @@ class SolveOptions:
                 f"{self.sensitivity} keeps no states, so checkpoints= has no meaning for it"
             )
         self._check_reversible(info.stiff)
+        if self.through_steps:
+            self._check_through_steps(info.stiff)
+
+    def _check_through_steps(self, stiff: bool) -> None:
+        if self.sensitivity != "discrete" or self.checkpoints is not None:
+            raise InputError("through_steps=True needs sensitivity='discrete' without checkpoints")
+        if not self.is_adaptive:
+            raise InputError("through_steps=True has no meaning for fixed steps")
+        if stiff:
+            raise InputError(f"through_steps=True needs an explicit solver, not {self.solver}")
 
     def _check_reversible(self, stiff: bool) -> None:
         if self.sensitivity != "reversible":

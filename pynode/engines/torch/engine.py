@@ -73,6 +73,7 @@ class TorchEngine:
         times, layout = problem.times, problem.layout
         plan = outputs(times, layout)
         reduce = custom_norm(options.norm, layout.restore) if callable(options.norm) else None
+        stops = stops_between(times.start, times.end, options.tstops)
         integrator = build_integrator(
             as_system(METHODS[options.solver], field, options.jac),
             z0,
@@ -81,11 +82,11 @@ class TorchEngine:
             tolerances=problem.tolerances(options),
             taped=taped,
             transformed=transformed,
+            stops=stops,
         )
         log = StepLog(keep) if record else None
         chunks = [plan.initial(z0)]
         on_step = _reader(plan, chunks, field, log)
-        stops = stops_between(times.start, times.end, options.tstops)
         end = integrator.run(times.start, z0, stops, on_step, first)
         _count(integrator, field)
         sample, message = None, ""

@@ -12,7 +12,6 @@ from torch import Tensor
 from pynode.engines.torch.controller import (
     ErrorNorm,
     StepSize,
-    first_step_size,
     maximum,
     to_host,
 )
@@ -92,12 +91,10 @@ class Integrator:
 
     def _choose_first(self, t0: float, t1: float, z0: Tensor, f0: Tensor) -> float:
         assert self.norm is not None and self.control is not None
-        tableau = self.stepper.tableau
         rhs = self.stepper.rhs
         if not math.isfinite(to_host(maximum(f0.detach()), self.norm.transformed)):
             return math.nan
-        dt = first_step_size(rhs, t0, t1, z0, f0, tableau.error_order, self.norm)
-        return min(dt, self.control.dt_max)
+        return self.control.first(rhs, t0, t1, z0, f0, self.norm)
 
     def _stretch(self, t: float, z: Tensor, stop: float, on_step: OnStep | None) -> End:
         """Steps up to ``stop``, which the last one lands on."""

@@ -160,10 +160,14 @@ class Piece:
         """Weights (m, stages) of the stages at times inside the step."""
         self._extend(rhs)
         c = self._coefficients
-        theta = (torch.tensor(times, dtype=torch.float64) - self.t) / self.dt
+        theta = self._fractions(times)
         powers = torch.stack([theta**j for j in range(1, c.degree + 1)], dim=1)
         weights = powers @ c.interpolant.t()
         return weights.to(device=self.z.device, dtype=self.z.dtype)
+
+    def _fractions(self, times: list[float]) -> Tensor:
+        """Times as fractions of the step."""
+        return (torch.tensor(times, dtype=torch.float64) - self.t) / self.dt
 
     def _extend(self, rhs: RightHandSide) -> None:
         """Evaluate the stages that only the interpolant needs."""
