@@ -28,7 +28,8 @@ class SolveOptions:
     Attributes:
         solver: a name of ``pynode.solvers()`` or one of its aliases.
         sensitivity: a name of ``pynode.sensitivities()``; default: ``"interpolating"``, and
-            ``"gauss"`` for stiff solvers, which solve the adjoint with matrices of a sample's size.
+            ``"gauss"`` for stiff solvers, which solve the adjoint with matrices of a sample's size;
+            ``"discrete"`` for symplectic ones, which cannot solve it.
         rtol, atol: relative and absolute tolerance of the local error, in the state's units;
             numbers, or tensors that broadcast against the state.
         engine: ``"torch"``.
@@ -90,8 +91,9 @@ class SolveOptions:
         set_ = object.__setattr__
         set_(self, "solver", catalogue.solver(self.solver).name)
         if self.sensitivity is None:
-            stiff = catalogue.solver(self.adjoint_solver or self.solver).stiff
-            set_(self, "sensitivity", "gauss" if stiff else "interpolating")
+            backward = catalogue.solver(self.adjoint_solver or self.solver)
+            usual = "gauss" if backward.stiff else "interpolating"
+            set_(self, "sensitivity", "discrete" if backward.separable else usual)
         set_(self, "sensitivity", catalogue.sensitivity(self.sensitivity).name)
         if self.adjoint_solver is not None:
             set_(self, "adjoint_solver", catalogue.solver(self.adjoint_solver).name)
@@ -143,13 +145,20 @@ class SolveOptions:
                 "Jacobian of the size of all parameters: use 'gauss', 'quadrature' or 'discrete', "
                 "or give an explicit adjoint_solver"
             )
+        exact = self.sensitivity in ("discrete", "reversible")
+        if catalogue.solver(backward).separable and not exact:
+            raise InputError(
+                f"{backward} is for separable states (q, p), which the system of "
+                f"sensitivity={self.sensitivity!r} has not: use 'discrete', or give an "
+                "adjoint_solver of another kind"
+            )
         if self.jac is not None and not info.stiff:
             raise InputError(f"jac= has no meaning for {self.solver}, which is explicit")
         if self.checkpoints is not None and self.sensitivity in ("backsolve", "reversible"):
             raise InputError(
                 f"{self.sensitivity} keeps no states, so checkpoints= has no meaning for it"
             )
-        self._check_reversible(info.stiff)
+        self._check_reversible(info.stiff or info.separable)
         if self.through_steps:
             self._check_through_steps(info.stiff)
 
@@ -161,15 +170,15 @@ class SolveOptions:
         if stiff:
             raise InputError(f"through_steps=True needs an explicit solver, not {self.solver}")
 
-    def _check_reversible(self, stiff: bool) -> None:
+    def _check_reversible(self, other: bool) -> None:
         if self.sensitivity != "reversible":
             if self.coupling is not None:
                 raise InputError("coupling= has a meaning for sensitivity='reversible' only")
             return
-        if stiff:
+        if other:
             raise InputError(
-                f"sensitivity='reversible' needs an explicit solver, not {self.solver}: use "
-                "'discrete' with checkpoints=..., or 'gauss'"
+                "sensitivity='reversible' needs an explicit Runge-Kutta solver, not "
+                f"{self.solver}: use 'discrete' with checkpoints=..."
             )
         if self.coupling is None:
             object.__setattr__(self, "coupling", 0.999)

@@ -172,7 +172,7 @@ def test_rounding_that_grows_is_an_error():
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"solver": "rodas5p"}, "explicit solver"),
+        ({"solver": "rodas5p"}, "explicit Runge-Kutta"),
         ({"coupling": 0.0}, "above 0"),
         ({"coupling": 1.5}, "above 0"),
         ({"checkpoints": 3}, "keeps no states"),

@@ -72,8 +72,8 @@ class TapedStepSize(StepSize):
         def at_tensor(t: float | Tensor, z: Tensor) -> Tensor:
             return rhs(t.to(z) if isinstance(t, Tensor) else t, z)  # type: ignore[arg-type]
 
-        dt = propose_first(at_tensor, t0, t1, z0, f0, self.error_order, norm)
-        return self._propose(min(dt, self.dt_max), float(min(dt, self.dt_max)))
+        dt = min(propose_first(at_tensor, t0, t1, z0, f0, self.error_order, norm), self.dt_max)
+        return self._propose(dt, float(dt.detach() if isinstance(dt, Tensor) else dt))
 
     def accepted(self, dt: float, error: float, cut: bool = False) -> float:
         value = super().accepted(dt, error, cut)

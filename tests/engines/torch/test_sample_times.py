@@ -15,7 +15,7 @@ SOLVERS = [
     (s.name, adaptive)
     for s in solvers()
     for adaptive in (True, False)
-    if not s.stiff and (s.adaptive or not adaptive)
+    if not (s.stiff or s.separable) and (s.adaptive or not adaptive)
 ]
 SENSITIVITIES = [s.name for s in sensitivities()]
 CHECKPOINTED = [

@@ -15,7 +15,7 @@ from pynode.engines.torch.controller import ErrorNorm, StepSize, rms
 from pynode.engines.torch.methods import TABLEAUS
 from pynode.engines.torch.runge_kutta import ExplicitStepper, Jumps
 
-EXPLICIT = [info for info in solvers() if not info.stiff]
+EXPLICIT = [info for info in solvers() if not (info.stiff or info.separable)]
 ADAPTIVE = [info for info in EXPLICIT if info.adaptive]
 pytestmark = pytest.mark.usefixtures("float64")
 
