@@ -16,6 +16,7 @@ from pynode.errors import GradientError, SolveError
 from pynode.field import FlatField, trainable_tensors
 from pynode.field import closed_over_trainables as closed_over
 from pynode.options import SolveOptions
+from pynode.precision import active_autocast, without_autocast
 from pynode.problem import ODEProblem
 from pynode.solution import Retcode, Solution, Statistics
 from pynode.time_gradients import (
@@ -33,8 +34,14 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
     Raises:
         SolveError: the solve failed and ``options.throw`` is set.
     """
+    autocast = active_autocast(problem.layout.device)
+    field = FlatField(problem.field, problem.layout, problem.args, Statistics(), autocast=autocast)
+    with without_autocast(problem.layout.device):
+        return _run(problem, options, field)
+
+
+def _run(problem: ODEProblem, options: SolveOptions, field: FlatField) -> Solution:
     engine = engine_named(options.engine)
-    field = FlatField(problem.field, problem.layout, problem.args, Statistics())
     z0 = problem.layout.flatten(problem.z0)
     if options.sensitivity == "discrete" and options.checkpoints is None:
         return _taped(engine, problem, options, field, z0)
@@ -45,7 +52,7 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
         )
     if not torch.is_grad_enabled():
         return _plain(engine, problem, options, field, z0)
-    return _with_adjoint(engine, problem, options, z0)
+    return _with_adjoint(engine, problem, options, field, z0)
 
 
 def _plain(
@@ -120,12 +127,12 @@ class _Call:
 
 
 def _with_adjoint(
-    engine: TorchEngine, problem: ODEProblem, options: SolveOptions, z0: Tensor
+    engine: TorchEngine, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
 ) -> Solution:
     """Gradients by the engine's own backward pass."""
     times = problem.times
     originals, leaves, args = _detached_args(problem.args)
-    field = FlatField(problem.field, problem.layout, args, Statistics())
+    field = field.with_args(args)
     static = [id(x) for x in closed_over(field.fn)]
     found, first = trainable_tensors(field, times.start, z0)
     tensors = [*originals, *found]
@@ -165,7 +172,7 @@ class _Seam(torch.autograd.Function):
         zs, z0, *tensors = ctx.saved_tensors
         call: _Call = ctx.call
         _check_backward(call)
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(zs.device):
             grads = _backward(call, zs.detach(), z0.detach(), grad.detach(), ctx.needs_input_grad)
         if torch.is_grad_enabled():
             grads = _only_once(call.options.sensitivity, grads, [grad, z0, *tensors])

@@ -16,7 +16,7 @@ from pynode.engines.torch.reversible import reversible_stepper
 from pynode.engines.torch.tableau import Tableau
 from pynode.errors import GradientError
 
-LARGEST_MISS = 1e-3
+LARGEST_MISS = 1e-2
 """How far from z0, relative to its largest entry, the undone steps may end."""
 
 
