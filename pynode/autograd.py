@@ -26,6 +26,7 @@ from pynode.time_gradients import (
     shift_outputs,
     zero_shift,
 )
+from pynode.transforms import transforms_active
 
 
 def run(problem: ODEProblem, options: SolveOptions) -> Solution:
@@ -45,7 +46,7 @@ def _run(problem: ODEProblem, options: SolveOptions, field: FlatField) -> Soluti
     z0 = problem.layout.flatten(problem.z0)
     if options.sensitivity == "discrete" and options.checkpoints is None:
         return _taped(engine, problem, options, field, z0)
-    if _transforms_active():
+    if transforms_active():
         raise GradientError(
             f"sensitivity={options.sensitivity!r} does not work under torch.func transforms or "
             "forward-mode AD: use sensitivity='discrete' without checkpoints"
@@ -75,7 +76,7 @@ def _taped(
 ) -> Solution:
     """Discrete gradients: autograd follows the engine's steps."""
     times = problem.times
-    transformed = _transforms_active()
+    transformed = transforms_active()
     if transformed and options.through_steps:
         raise GradientError(
             "through_steps=True does not work under torch.func transforms or forward-mode AD"
@@ -108,7 +109,7 @@ def _count_taped_backward(zs: Tensor, field: FlatField) -> None:
     def count(grad: Tensor) -> None:
         field.stats.vjp = evaluations
 
-    if zs.requires_grad and not _transforms_active():
+    if zs.requires_grad and not transforms_active():
         zs.register_hook(count)
 
 
@@ -267,11 +268,3 @@ def _detached_args(args: Any) -> tuple[list[Tensor], list[Tensor], Any]:
             originals.append(item)
             leaves.append(items[i])
     return originals, leaves, pytree.tree_unflatten(items, spec)
-
-
-def _transforms_active() -> bool:
-    """Whether a torch.func transform or forward-mode AD is going on."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    )

@@ -18,6 +18,7 @@ from pynode.engines.torch.controller import (
 from pynode.engines.torch.runge_kutta import Piece
 from pynode.engines.torch.steppers import Stepper
 from pynode.solution import Retcode
+from pynode.transforms import is_batched
 
 OnStep = Callable[[Piece], None]
 
@@ -144,8 +145,10 @@ class Integrator:
         if self.norm is not None:
             return self.norm.of_step(piece, self.stepper.coefficients)
         with torch.no_grad():
-            total = float(piece.z1.detach().sum()) if not _is_wrapped(piece.z1) else 0.0
-        finite = math.isfinite(total) or bool(piece.z1.isfinite().all())
+            z1 = piece.z1.detach()
+            if is_batched(z1):
+                return to_host((z1 * 0.0).sum(), True)
+            finite = math.isfinite(float(z1.sum())) or bool(z1.isfinite().all())
         return 0.0 if finite else math.nan
 
     def _reject(self, piece: Piece, error: float) -> End | None:
@@ -171,14 +174,9 @@ def stops_between(start: float, end: float, tstops: Sequence[float]) -> list[flo
 def first_non_finite(*candidates: Tensor) -> int | None:
     """Index along the last dimension of the first entry that is NaN or infinite."""
     for x in candidates:
-        if _is_wrapped(x):
+        if is_batched(x):
             return None
         bad = (~x.detach().isfinite()).reshape(-1, x.shape[-1]).any(dim=0).nonzero()
         if len(bad):
             return int(bad[0])
     return None
-
-
-def _is_wrapped(x: Tensor) -> bool:
-    """Under vmap the values of a tensor cannot be looked at."""
-    return torch._C._functorch.is_batchedtensor(x)

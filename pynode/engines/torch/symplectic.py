@@ -17,6 +17,7 @@ from pynode.engines.torch.tableau import Tableau
 from pynode.errors import FieldError, InputError
 from pynode.field import FlatField
 from pynode.state import StateLayout
+from pynode.transforms import transforms_active
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ class SymplecticStepper:
         """Start at (t, z); returns f(t, z), which may be given."""
         start = self._jumps.ends(t, towards)[0]
         self._force = self.rhs(start, z) if first is None else first
-        if torch._C._functorch.peek_interpreter_stack() is None:  # else no value can be looked at
+        if not transforms_active():  # else no value can be looked at
             self.rhs.check(start, z, self._force)
         return self._force
 
