@@ -24,6 +24,11 @@ class DenseOutput:
         self._layout = layout
         self._no_gradient = no_gradient
 
+    @property
+    def steps(self) -> list[float]:
+        """The ends of the steps, the start and the end of the solve among them."""
+        return list(self._trajectory.log.times)
+
     def __call__(self, s: float | Tensor) -> State:
         if self._no_gradient and torch.is_grad_enabled():
             raise GradientError(
