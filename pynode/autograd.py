@@ -16,6 +16,7 @@ from pynode.errors import GradientError, SolveError
 from pynode.field import FlatField, trainable_tensors
 from pynode.field import closed_over_trainables as closed_over
 from pynode.options import SolveOptions
+from pynode.precision import active_autocast, without_autocast
 from pynode.problem import ODEProblem
 from pynode.solution import Retcode, Solution, Statistics
 from pynode.time_gradients import (
@@ -25,6 +26,7 @@ from pynode.time_gradients import (
     shift_outputs,
     zero_shift,
 )
+from pynode.transforms import transforms_active
 
 
 def run(problem: ODEProblem, options: SolveOptions) -> Solution:
@@ -33,19 +35,25 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
     Raises:
         SolveError: the solve failed and ``options.throw`` is set.
     """
+    autocast = active_autocast(problem.layout.device)
+    field = FlatField(problem.field, problem.layout, problem.args, Statistics(), autocast=autocast)
+    with without_autocast(problem.layout.device):
+        return _run(problem, options, field)
+
+
+def _run(problem: ODEProblem, options: SolveOptions, field: FlatField) -> Solution:
     engine = engine_named(options.engine)
-    field = FlatField(problem.field, problem.layout, problem.args, Statistics())
     z0 = problem.layout.flatten(problem.z0)
     if options.sensitivity == "discrete" and options.checkpoints is None:
         return _taped(engine, problem, options, field, z0)
-    if _transforms_active():
+    if transforms_active():
         raise GradientError(
             f"sensitivity={options.sensitivity!r} does not work under torch.func transforms or "
             "forward-mode AD: use sensitivity='discrete' without checkpoints"
         )
     if not torch.is_grad_enabled():
         return _plain(engine, problem, options, field, z0)
-    return _with_adjoint(engine, problem, options, z0)
+    return _with_adjoint(engine, problem, options, field, z0)
 
 
 def _plain(
@@ -68,7 +76,11 @@ def _taped(
 ) -> Solution:
     """Discrete gradients: autograd follows the engine's steps."""
     times = problem.times
-    transformed = _transforms_active()
+    transformed = transforms_active()
+    if transformed and options.through_steps:
+        raise GradientError(
+            "through_steps=True does not work under torch.func transforms or forward-mode AD"
+        )
     if not transformed:
         if not torch.is_grad_enabled():
             return _plain(engine, problem, options, field, z0)
@@ -97,7 +109,7 @@ def _count_taped_backward(zs: Tensor, field: FlatField) -> None:
     def count(grad: Tensor) -> None:
         field.stats.vjp = evaluations
 
-    if zs.requires_grad and not _transforms_active():
+    if zs.requires_grad and not transforms_active():
         zs.register_hook(count)
 
 
@@ -116,12 +128,12 @@ class _Call:
 
 
 def _with_adjoint(
-    engine: TorchEngine, problem: ODEProblem, options: SolveOptions, z0: Tensor
+    engine: TorchEngine, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
 ) -> Solution:
     """Gradients by the engine's own backward pass."""
     times = problem.times
     originals, leaves, args = _detached_args(problem.args)
-    field = FlatField(problem.field, problem.layout, args, Statistics())
+    field = field.with_args(args)
     static = [id(x) for x in closed_over(field.fn)]
     found, first = engine.trainable(problem, options, field, z0)
     tensors = [*originals, *found]
@@ -161,7 +173,7 @@ class _Seam(torch.autograd.Function):
         zs, z0, *tensors = ctx.saved_tensors
         call: _Call = ctx.call
         _check_backward(call)
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(zs.device):
             grads = _backward(call, zs.detach(), z0.detach(), grad.detach(), ctx.needs_input_grad)
         if torch.is_grad_enabled():
             grads = _only_once(call.options.sensitivity, grads, [grad, z0, *tensors])
@@ -256,11 +268,3 @@ def _detached_args(args: Any) -> tuple[list[Tensor], list[Tensor], Any]:
             originals.append(item)
             leaves.append(items[i])
     return originals, leaves, pytree.tree_unflatten(items, spec)
-
-
-def _transforms_active() -> bool:
-    """Whether a torch.func transform or forward-mode AD is going on."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pynode.engines.torch.rosenbrock_methods import ROSENBROCKS
 from pynode.engines.torch.steppers import METHODS
+from pynode.engines.torch.symplectic_methods import SYMPLECTICS
 from pynode.errors import InputError
 
 ENGINES = ("torch", "julia")
@@ -25,6 +26,7 @@ class SolverInfo:
         dense_order: order of the dense output.
         stages: evaluations of the field in one step, after the first, without those in Jacobians.
         aliases: other names of the same method, torchdiffeq's among them.
+        separable: for states (q, p) with dq a function of p and dp one of q alone.
     """
 
     name: str
@@ -36,6 +38,7 @@ class SolverInfo:
     dense_order: int
     stages: int
     aliases: tuple[str, ...] = ()
+    separable: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ _ALIASES = {
     "bs3": ("bosh3",),
     "heun": ("adaptive_heun", "heun2"),
     "dop853": ("dp8",),
+    "leapfrog": ("verlet", "velocity_verlet"),
 }
 
 # fmt: off
@@ -83,6 +87,7 @@ _SOLVERS = tuple(
         dense_order=tableau.interpolant_order,
         stages=tableau.stages - tableau.fsal,
         aliases=_ALIASES.get(tableau.name, ()),
+        separable=tableau.name in SYMPLECTICS,
     )
     for tableau in METHODS.values()
 )
@@ -127,6 +132,15 @@ _SENSITIVITIES = (
         "as interpolating, and the dense adjoint",
         ENGINES,
         "Kim et al. 2021, Stiff Neural Ordinary Differential Equations",
+    ),
+    SensitivityInfo(
+        "reversible",
+        "steps that can be undone exactly: exact gradients of what was computed, which is another "
+        "approximation than the plain solver's, of the same order at twice the evaluations; "
+        "explicit solvers only",
+        "constant but for the steps' times",
+        ("torch",),
+        "McCallum & Foster 2024, Efficient, Accurate and Stable Gradients for Neural ODEs",
     ),
 )
 

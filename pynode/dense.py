@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pynode.engines.torch.trajectory import Trajectory
 from pynode.errors import GradientError, InputError
+from pynode.precision import without_autocast
 from pynode.state import State, StateLayout
 
 
@@ -22,6 +23,11 @@ class DenseOutput:
         self._trajectory = trajectory
         self._layout = layout
         self._no_gradient = no_gradient
+
+    @property
+    def steps(self) -> list[float]:
+        """The ends of the steps, the start and the end of the solve among them."""
+        return list(self._trajectory.log.times)
 
     def __call__(self, s: float | Tensor) -> State:
         if self._no_gradient and torch.is_grad_enabled():
@@ -42,6 +48,7 @@ class DenseOutput:
             raise InputError(f"sol(s) at s={outside[0]:g}: outside the solved [{lo:g}, {hi:g}]")
         if not times:
             raise InputError("sol(s) was asked for no time at all")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._no_gradient):
+        grad = torch.is_grad_enabled() and not self._no_gradient
+        with torch.set_grad_enabled(grad), without_autocast(self._layout.device):
             flat = torch.stack([self._trajectory.at(t) for t in times])
         return self._layout.restore(flat.reshape(*s.shape, -1))

@@ -29,7 +29,8 @@ class SolveOptions:
     Attributes:
         solver: a name of ``pynode.solvers()`` or one of its aliases.
         sensitivity: a name of ``pynode.sensitivities()``; default: ``"interpolating"``, and
-            ``"gauss"`` for stiff solvers, which solve the adjoint with matrices of a sample's size.
+            ``"gauss"`` for stiff solvers, which solve the adjoint with matrices of a sample's size;
+            ``"discrete"`` for symplectic ones, which cannot solve it.
         rtol, atol: relative and absolute tolerance of the local error, in the state's units;
             numbers, or tensors that broadcast against the state.
         engine: ``"torch"``, or ``"julia"``, which needs a Julia installation (docs/julia.md).
@@ -48,10 +49,17 @@ class SolveOptions:
             need none: they are reached by interpolation.)
         checkpoints: keep at most about this many states of the forward pass for the backward
             pass and recompute the rest; default: keep all that the sensitivity needs.
+        coupling: λ of ``sensitivity="reversible"``, above 0 and at most 1 (default 0.999). Rounding
+            grows by 1/λ a step when steps are undone; a smaller λ makes the forward pass stabler.
         adjoint_rtol, adjoint_atol, adjoint_solver, adjoint_max_steps: of the adjoint's own
             solve; default: as forward.
         adjoint_seminorm: leave the parameters' gradient out of the adjoint's error norm (Kidger,
             Chen, Lyons 2021, "Hey, that's not an ODE": fewer steps).
+        through_steps: for ``discrete``: differentiate through the choice of step sizes as well, so
+            that gradients are those of the whole computation. By default step sizes count as
+            given, which leaves out a part of the size of the tolerance. Of use where tolerances are
+            loose and gradients are checked by finite differences, or where the loss is about the
+            solver's own work. Not under ``torch.func`` transforms.
         throw: raise SolveError when a solve fails; otherwise return what there is.
         dense: keep dense output, for ``sol(s)``.
         jac: for stiff solvers, ∂f/∂z as a function of (t, z) or (t, z, args) that returns (D, D)
@@ -72,11 +80,13 @@ class SolveOptions:
     norm: str | Callable[[Any], Any] = "rms"
     tstops: Sequence[float] = ()
     checkpoints: int | None = None
+    coupling: float | None = None
     adjoint_rtol: float | None = None
     adjoint_atol: float | None = None
     adjoint_solver: str | None = None
     adjoint_max_steps: int | None = None
     adjoint_seminorm: bool = False
+    through_steps: bool = False
     throw: bool = True
     dense: bool = False
     jac: Callable[..., Tensor] | None = None
@@ -86,8 +96,9 @@ class SolveOptions:
         set_ = object.__setattr__
         set_(self, "solver", catalogue.solver(self.solver).name)
         if self.sensitivity is None:
-            stiff = catalogue.solver(self.adjoint_solver or self.solver).stiff
-            set_(self, "sensitivity", "gauss" if stiff else "interpolating")
+            backward = catalogue.solver(self.adjoint_solver or self.solver)
+            usual = "gauss" if backward.stiff else "interpolating"
+            set_(self, "sensitivity", "discrete" if backward.separable else usual)
         set_(self, "sensitivity", catalogue.sensitivity(self.sensitivity).name)
         if self.adjoint_solver is not None:
             set_(self, "adjoint_solver", catalogue.solver(self.adjoint_solver).name)
@@ -148,10 +159,53 @@ class SolveOptions:
                 "Jacobian of the size of all parameters: use 'gauss', 'quadrature' or 'discrete', "
                 "or give an explicit adjoint_solver"
             )
+        exact = self.sensitivity in ("discrete", "reversible")
+        if catalogue.solver(backward).separable and not exact:
+            raise InputError(
+                f"{backward} is for separable states (q, p), which the system of "
+                f"sensitivity={self.sensitivity!r} has not: use 'discrete', or give an "
+                "adjoint_solver of another kind"
+            )
         if self.jac is not None and not info.stiff:
             raise InputError(f"jac= has no meaning for {self.solver}, which is explicit")
-        if self.checkpoints is not None and self.sensitivity == "backsolve":
-            raise InputError("backsolve keeps no states, so checkpoints= has no meaning for it")
+        if self.checkpoints is not None and self.sensitivity in ("backsolve", "reversible"):
+            raise InputError(
+                f"{self.sensitivity} keeps no states, so checkpoints= has no meaning for it"
+            )
+        self._check_reversible(info.stiff or info.separable)
+        if self.through_steps:
+            self._check_through_steps(info.stiff)
+
+    def _check_through_steps(self, stiff: bool) -> None:
+        if self.sensitivity != "discrete" or self.checkpoints is not None:
+            raise InputError("through_steps=True needs sensitivity='discrete' without checkpoints")
+        if not self.is_adaptive:
+            raise InputError("through_steps=True has no meaning for fixed steps")
+        if stiff:
+            raise InputError(f"through_steps=True needs an explicit solver, not {self.solver}")
+
+    def _check_reversible(self, other: bool) -> None:
+        if self.sensitivity != "reversible":
+            if self.coupling is not None:
+                raise InputError("coupling= has a meaning for sensitivity='reversible' only")
+            return
+        if other:
+            raise InputError(
+                "sensitivity='reversible' needs an explicit Runge-Kutta solver, not "
+                f"{self.solver}: use 'discrete' with checkpoints=..."
+            )
+        if self.coupling is None:
+            object.__setattr__(self, "coupling", 0.999)
+        assert self.coupling is not None
+        if not (isinstance(self.coupling, Real) and 0.0 < self.coupling <= 1.0):
+            raise InputError(f"coupling={self.coupling!r}: a number above 0, at most 1, is needed")
+        own = ("rtol", "atol", "solver", "max_steps")
+        given = [f"adjoint_{name}" for name in own if getattr(self, f"adjoint_{name}") is not None]
+        if given:
+            raise InputError(
+                f"{given[0]}= has no meaning for 'reversible', whose backward pass undoes the "
+                "forward pass's own steps"
+            )
 
     def _check_engine(self) -> None:
         chosen: dict[str, catalogue.SolverInfo | catalogue.SensitivityInfo] = {

@@ -8,10 +8,13 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from pynode.errors import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pynode.state import State
 
 
@@ -50,6 +53,19 @@ class Statistics:
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
+
+    def __str__(self) -> str:
+        parts = [f"nfe {self.nfe}", f"{self.accepted} steps accepted, {self.rejected} rejected"]
+        if self.jacobians:
+            parts.append(f"{self.jacobians} Jacobians")
+        if self.nfe_backward or self.vjp:
+            backward = f"backward: nfe {self.nfe_backward}, vjp {self.vjp}"
+            if self.accepted_backward or self.rejected_backward:
+                backward += (
+                    f", {self.accepted_backward} steps accepted, {self.rejected_backward} rejected"
+                )
+            parts.append(backward)
+        return "; ".join(parts)
 
 
 @dataclass(repr=False)
@@ -97,14 +113,31 @@ class Solution:
             )
         return self.dense(s)
 
+    def plot(self, entries: int = 6) -> Figure:
+        """A figure of the state's first entries against time; needs matplotlib.
+
+        Dots are the evaluation times; lines are the dense output where it was kept (else they
+        join the dots), and ticks at the bottom the ends of the steps.
+
+        Args:
+            entries: how many entries of each tensor of the state to draw.
+
+        Returns:
+            The figure: ``sol.plot().savefig("solution.png")``; notebooks show it by themselves.
+
+        Raises:
+            InputError: ``entries`` is less than one.
+        """
+        from pynode.plots import solution_figure
+
+        return solution_figure(self, entries)
+
     def __repr__(self) -> str:
-        leaf = self.zs if isinstance(self.zs, Tensor) else None
-        shape = f"zs {tuple(leaf.shape)}, " if leaf is not None else ""
-        s = self.stats
-        backward = (
-            f", backward: nfe {s.nfe_backward}, vjp {s.vjp}" if s.nfe_backward or s.vjp else ""
-        )
-        return (
-            f"Solution({self.retcode}, {shape}nfe {s.nfe}, steps {s.accepted} accepted "
-            f"{s.rejected} rejected{backward})"
-        )
+        named = named_leaves(self.zs)
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in named)
+        return f"Solution({self.retcode}, {shapes}; {self.stats})"
+
+
+def named_leaves(zs: State) -> list[tuple[str, Tensor]]:
+    """The tensors of outputs, and what to call them: zs, zs[0], zs['q'], ..."""
+    return [(f"zs{keystr(path)}", x) for path, x in tree_flatten_with_path(zs)[0]]

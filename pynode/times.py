@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError
+from pynode.transforms import is_batched
 
 
 class Times:
@@ -25,6 +26,11 @@ class Times:
 
     def __init__(self, t: Any, t0: Any = None) -> None:
         self.t = _as_tensor(t)
+        if is_batched(self.t):
+            raise InputError(
+                "times may not be mapped over by torch.func.vmap, for steps are decided by their "
+                "values: give each sample's times as (B, T) without vmap"
+            )
         self.per_sample = self.t.ndim == 2
         self.values: list[Any] = self.t.detach().tolist()
         self._check_shape()

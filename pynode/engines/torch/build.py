@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from torch import Tensor
 
 from pynode.engines.torch.controller import NORMS, ErrorNorm, Reduce, StepSize
 from pynode.engines.torch.integrate import Integrator
-from pynode.engines.torch.runge_kutta import RightHandSide
-from pynode.engines.torch.steppers import METHODS, make_stepper
+from pynode.engines.torch.reversible import reversible_stepper
+from pynode.engines.torch.runge_kutta import Jumps, RightHandSide
+from pynode.engines.torch.steppers import METHODS, Stepper, make_stepper
+from pynode.engines.torch.tableau import Tableau
+from pynode.engines.torch.through_steps import StepTape, TapedNorm, TapedStepper, TapedStepSize
 from pynode.options import SolveOptions
 
 
@@ -22,25 +25,58 @@ def build_integrator(
     tolerances: tuple[float | Tensor, float | Tensor] | None = None,
     taped: bool = False,
     transformed: bool = False,
+    stops: Collection[float] = (),
 ) -> Integrator:
     """An integrator for states like ``like``.
 
     Args:
         reduce: the error norm, where it is not the one that the options name.
         tolerances: rtol and atol, where they are per entry (N,).
+        stops: times that steps must end on.
     """
+    if taped and options.through_steps:
+        return _through_steps(rhs, like, options, reduce, tolerances, stops)
     method = METHODS[options.solver]
-    stepper = make_stepper(method, rhs, like, taped, options.tstops)
+    stepper: Stepper
+    if options.coupling is not None:
+        assert isinstance(method, Tableau)
+        stepper = reversible_stepper(method, rhs, like, taped, options.tstops, options.coupling)
+    else:
+        stepper = make_stepper(method, rhs, like, taped, options.tstops)
     norm = control = None
     if options.is_adaptive:
         rtol, atol = tolerances or (options.rtol, options.atol)
-        if reduce is None:
-            assert isinstance(options.norm, str)
-            reduce = NORMS[options.norm]
-        norm = ErrorNorm(rtol, atol, reduce, transformed)
+        norm = ErrorNorm(rtol, atol, reduce or _named(options.norm), transformed)
         control = StepSize(options.controller, method.error_order, options.dt_max)
-    dt = None if options.dt is None else min(options.dt, options.dt_max)
-    return Integrator(stepper, norm, control, options.max_steps, dt)
+    return Integrator(stepper, norm, control, options.max_steps, _given_step(options))
+
+
+def _through_steps(
+    rhs: RightHandSide,
+    like: Tensor,
+    options: SolveOptions,
+    reduce: Reduce | None,
+    tolerances: tuple[float | Tensor, float | Tensor] | None,
+    stops: Collection[float],
+) -> Integrator:
+    method = METHODS[options.solver]
+    assert isinstance(method, Tableau)
+    tape = StepTape(like.device)
+    jumps = Jumps(options.tstops, like.dtype)
+    stepper = TapedStepper(method, rhs, like, jumps, tape, stops)
+    rtol, atol = tolerances or (options.rtol, options.atol)
+    norm = TapedNorm(rtol, atol, reduce or _named(options.norm), tape)
+    control = TapedStepSize(options.controller, method.error_order, options.dt_max, tape)
+    return Integrator(stepper, norm, control, options.max_steps, _given_step(options))
+
+
+def _named(norm: str | Callable) -> Reduce:
+    assert isinstance(norm, str)
+    return NORMS[norm]
+
+
+def _given_step(options: SolveOptions) -> float | None:
+    return None if options.dt is None else min(options.dt, options.dt_max)
 
 
 def custom_norm(norm: Callable, restore: Callable[[Tensor], object]) -> Reduce:

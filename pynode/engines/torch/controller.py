@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pynode.engines.torch.runge_kutta import Piece, StepCoefficients
+from pynode.engines.torch.runge_kutta import Piece, RightHandSide, StepCoefficients
 from pynode.options import CONTROLLERS
 
 Reduce = Callable[[Tensor], Tensor]
@@ -82,6 +82,10 @@ class ErrorNorm:
 
     @torch.no_grad()
     def of_step(self, piece: Piece, c: StepCoefficients) -> float:
+        return to_host(self.measure(piece, c), self.transformed)
+
+    def measure(self, piece: Piece, c: StepCoefficients) -> Tensor:
+        """The norm as a 0-d tensor."""
         scale = self.scale(piece.z, piece.z1)
         stages = piece.stages.t()
         size = abs(piece.dt)
@@ -90,12 +94,11 @@ class ErrorNorm:
         # An infinite state has an infinite scale, so an error of 0: times 0 it is NaN instead.
         high = self.reduce(torch.add(error / scale, piece.z1, alpha=0.0))
         if c.error_low is None:
-            return to_host(high, self.transformed)
+            return high
         # DOP853's combination (Hairer, Norsett, Wanner, Solving ODEs I, eq. II.10.17).
         low = self.reduce(torch.mv(stages, c.error_low * size) / scale)
         root = torch.sqrt(high * high + 0.01 * low * low)
-        combined = high * high / root.clamp_min(torch.finfo(root.dtype).tiny)
-        return to_host(combined, self.transformed)
+        return high * high / root.clamp_min(torch.finfo(root.dtype).tiny)
 
     def scale(self, z: Tensor, z1: Tensor) -> Tensor:
         scale = torch.maximum(z.abs(), z1.abs()) * self.rtol + self.atol
@@ -120,7 +123,15 @@ class StepSize:
         self._elementary = 1.0 / (error_order + 1)
         self._past = [1.0, 1.0]
         self._rejected = False
+        self.error_order = error_order
         self.dt_max = dt_max
+
+    @torch.no_grad()
+    def first(
+        self, rhs: RightHandSide, t0: float, t1: float, z0: Tensor, f0: Tensor, norm: ErrorNorm
+    ) -> float:
+        """The first step size: one evaluation more."""
+        return min(propose_first(rhs, t0, t1, z0, f0, self.error_order, norm), self.dt_max)
 
     def accepted(self, dt: float, error: float, cut: bool = False) -> float:
         """The next step size after a step of size ``dt`` was accepted.
@@ -146,9 +157,8 @@ class StepSize:
         return dt * max(SHRINK, SAFETY * error**-self._elementary)
 
 
-@torch.no_grad()
-def first_step_size(
-    rhs: Callable[[float, Tensor], Tensor],
+def propose_first(
+    rhs: RightHandSide,
     t0: float,
     t1: float,
     z0: Tensor,
@@ -156,7 +166,10 @@ def first_step_size(
     order: int,
     norm: ErrorNorm,
 ) -> float:
-    """Hairer, Norsett, Wanner, Solving ODEs I, section II.4: one evaluation more."""
+    """Hairer, Norsett, Wanner, Solving ODEs I, section II.4.
+
+    Numbers may be 0-d tensors, as the norm returns them.
+    """
     span = abs(t1 - t0)
     direction = math.copysign(1.0, t1 - t0)
     scale = norm.scale(z0, z0)
@@ -166,9 +179,11 @@ def first_step_size(
         h0 = 1e-6
     h0 = min(h0, span)
     # Not t0 + span, which rounding may put behind t1.
-    f1 = rhs(t1 if h0 == span else t0 + direction * h0, torch.add(z0, f0, alpha=direction * h0))
+    step = direction * h0
+    z1 = z0 + step * f0 if isinstance(step, Tensor) else torch.add(z0, f0, alpha=step)
+    f1 = rhs(t1 if h0 == span else t0 + step, z1)
     d2 = norm.of_vector(f1 - f0, scale) / h0
-    if not math.isfinite(d1 + d2):
+    if not d1 + d2 < math.inf:
         return h0
     largest = max(d1, d2)
     h1 = max(1e-6, h0 * 1e-3) if largest <= 1e-15 else (0.01 / largest) ** (1.0 / (order + 1))

@@ -13,6 +13,7 @@ from pynode.engines.torch.build import build_integrator, custom_norm
 from pynode.engines.torch.failures import explain
 from pynode.engines.torch.integrate import Integrator, stops_between
 from pynode.engines.torch.outputs import Outputs, outputs
+from pynode.engines.torch.reversible import ReversibleStepper
 from pynode.engines.torch.runge_kutta import Piece
 from pynode.engines.torch.steppers import METHODS, as_system
 from pynode.engines.torch.trajectory import StepLog, Trajectory
@@ -28,7 +29,8 @@ class Forward:
 
     Attributes:
         zs: (T, N), NaN where the solve did not get.
-        final: the state (N,) that it ended with, at time ``t``.
+        final: the state (N,) that it ended with, at time ``t``; of reversible steps what they
+            are undone from (3, N).
         log: recorded steps, where recording was asked for.
         message, sample: for a failed solve, the message, and whom to blame.
     """
@@ -77,6 +79,7 @@ class TorchEngine:
         times, layout = problem.times, problem.layout
         plan = outputs(times, layout)
         reduce = custom_norm(options.norm, layout.restore) if callable(options.norm) else None
+        stops = stops_between(times.start, times.end, options.tstops)
         integrator = build_integrator(
             as_system(METHODS[options.solver], field, options.jac),
             z0,
@@ -85,18 +88,20 @@ class TorchEngine:
             tolerances=problem.tolerances(options),
             taped=taped,
             transformed=transformed,
+            stops=stops,
         )
         log = StepLog(keep) if record else None
         chunks = [plan.initial(z0)]
         on_step = _reader(plan, chunks, field, log)
-        stops = stops_between(times.start, times.end, options.tstops)
         end = integrator.run(times.start, z0, stops, on_step, first)
         _count(integrator, field)
         sample, message = None, ""
         if end.retcode is not Retcode.SUCCESS:
             sample, message = explain(end, options, layout)
         zs = plan.assemble(chunks, z0)
-        return Forward(zs, end.z, end.t, end.retcode, log, message, sample)
+        stepper = integrator.stepper
+        final = stepper.ending() if isinstance(stepper, ReversibleStepper) else end.z
+        return Forward(zs, final, end.t, end.retcode, log, message, sample)
 
     def trajectory(self, log: StepLog, options: SolveOptions, field: FlatField) -> Trajectory:
         method = METHODS[options.solver]
@@ -104,6 +109,8 @@ class TorchEngine:
 
     def keeps(self, options: SolveOptions) -> tuple[bool, int | None]:
         """What the sensitivity's backward pass needs of the forward one: (record, keep)."""
+        if options.sensitivity == "reversible":  # the times of the steps, no states
+            return True, None if options.dense else 0
         return options.sensitivity != "backsolve", options.checkpoints
 
     def adjoint(

@@ -12,13 +12,13 @@ from torch import Tensor
 from pynode.engines.torch.controller import (
     ErrorNorm,
     StepSize,
-    first_step_size,
     maximum,
     to_host,
 )
 from pynode.engines.torch.runge_kutta import Piece
 from pynode.engines.torch.steppers import Stepper
 from pynode.solution import Retcode
+from pynode.transforms import is_batched
 
 OnStep = Callable[[Piece], None]
 
@@ -92,12 +92,10 @@ class Integrator:
 
     def _choose_first(self, t0: float, t1: float, z0: Tensor, f0: Tensor) -> float:
         assert self.norm is not None and self.control is not None
-        tableau = self.stepper.tableau
         rhs = self.stepper.rhs
         if not math.isfinite(to_host(maximum(f0.detach()), self.norm.transformed)):
             return math.nan
-        dt = first_step_size(rhs, t0, t1, z0, f0, tableau.error_order, self.norm)
-        return min(dt, self.control.dt_max)
+        return self.control.first(rhs, t0, t1, z0, f0, self.norm)
 
     def _stretch(self, t: float, z: Tensor, stop: float, on_step: OnStep | None) -> End:
         """Steps up to ``stop``, which the last one lands on."""
@@ -147,8 +145,10 @@ class Integrator:
         if self.norm is not None:
             return self.norm.of_step(piece, self.stepper.coefficients)
         with torch.no_grad():
-            total = float(piece.z1.detach().sum()) if not _is_wrapped(piece.z1) else 0.0
-        finite = math.isfinite(total) or bool(piece.z1.isfinite().all())
+            z1 = piece.z1.detach()
+            if is_batched(z1):
+                return to_host((z1 * 0.0).sum(), True)
+            finite = math.isfinite(float(z1.sum())) or bool(z1.isfinite().all())
         return 0.0 if finite else math.nan
 
     def _reject(self, piece: Piece, error: float) -> End | None:
@@ -174,14 +174,9 @@ def stops_between(start: float, end: float, tstops: Sequence[float]) -> list[flo
 def first_non_finite(*candidates: Tensor) -> int | None:
     """Index along the last dimension of the first entry that is NaN or infinite."""
     for x in candidates:
-        if _is_wrapped(x):
+        if is_batched(x):
             return None
         bad = (~x.detach().isfinite()).reshape(-1, x.shape[-1]).any(dim=0).nonzero()
         if len(bad):
             return int(bad[0])
     return None
-
-
-def _is_wrapped(x: Tensor) -> bool:
-    """Under vmap the values of a tensor cannot be looked at."""
-    return torch._C._functorch.is_batchedtensor(x)

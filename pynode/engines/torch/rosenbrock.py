@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pynode.engines.torch.linear import lu_solve
 from pynode.engines.torch.runge_kutta import Jumps, Piece
 from pynode.engines.torch.tableau import Row
 
@@ -197,7 +198,7 @@ class RosenbrockStepper:
                 right = f
             if self._slope is not None and self.tableau.time[i]:
                 right = right + (dt * self.tableau.time[i]) * self._slope
-            solved = torch.linalg.lu_solve(lu, pivots, right.reshape(blocks, width, 1))
+            solved = lu_solve(lu, pivots, right.reshape(blocks, width, 1))
             stages.append(solved.reshape(-1))
         self._last = f if self.tableau.fsal and t1 not in self._jumps else None
         v = torch.stack(stages)

@@ -160,10 +160,14 @@ class Piece:
         """Weights (m, stages) of the stages at times inside the step."""
         self._extend(rhs)
         c = self._coefficients
-        theta = (torch.tensor(times, dtype=torch.float64) - self.t) / self.dt
+        theta = self._fractions(times)
         powers = torch.stack([theta**j for j in range(1, c.degree + 1)], dim=1)
         weights = powers @ c.interpolant.t()
         return weights.to(device=self.z.device, dtype=self.z.dtype)
+
+    def _fractions(self, times: list[float]) -> Tensor:
+        """Times as fractions of the step."""
+        return (torch.tensor(times, dtype=torch.float64) - self.t) / self.dt
 
     def _extend(self, rhs: RightHandSide) -> None:
         """Evaluate the stages that only the interpolant needs."""
@@ -276,6 +280,10 @@ class ExplicitStepper:
             store.put(i, rhs(last if node == 1.0 else t + node * dt, z_stage))
         z1 = z_stage if self.tableau.fsal else torch.addmv(z, store.head(len(c.a)), c.b, alpha=dt)
         return Piece(c, t, t1, z, z1, store.stages, last)
+
+    def restart(self) -> None:
+        """Whatever the first stage of the next attempt would be taken from is left behind."""
+        self._fresh = False
 
     def advance(self) -> None:
         """The last attempt was accepted."""

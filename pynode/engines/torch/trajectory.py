@@ -19,7 +19,8 @@ class StepLog:
 
     Attributes:
         keep: how many states to keep, thinned out as the solve goes on (every 2^j-th step is
-            kept, with j such that at most ``keep`` remain); None to keep every step whole.
+            kept, with j such that at most ``keep`` remain); None to keep every step whole, 0 to
+            keep the times alone.
         times: start times of all steps, and the end of the last one.
         pieces: the steps with their stages, where ``keep`` is None.
         states: the states at the start of every ``stride``-th step, else.
@@ -40,7 +41,7 @@ class StepLog:
         self.times.append(piece.t1)
         if self.keep is None:
             self.pieces.append(piece.frozen())
-        elif step % self.stride == 0:
+        elif self.keep and step % self.stride == 0:
             if len(self.states) == self.keep and self.keep > 1:
                 del self.states[1::2]
                 self.stride *= 2
