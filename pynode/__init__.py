@@ -2,6 +2,7 @@
 
 from pynode.catalogue import sensitivities, solvers
 from pynode.checks import check_gradients
+from pynode.events import Event, EventRecord
 from pynode.functional import odeint, solve
 from pynode.neural_ode import NeuralODE
 from pynode.problem import ODEProblem
@@ -10,6 +11,8 @@ from pynode.solution import Retcode, Solution, Statistics
 __version__ = "0.1.0"
 
 __all__ = [
+    "Event",
+    "EventRecord",
     "NeuralODE",
     "ODEProblem",
     "Retcode",
