@@ -27,6 +27,7 @@ from torch import Tensor
 
 from pynode import autograd
 from pynode.autograd import Part, first_derivatives_only, transforms_active
+from pynode.control import knots
 from pynode.dense import DenseOutput
 from pynode.engines.torch.crossings import Crossing, Watch
 from pynode.engines.torch.trajectory import Trajectory
@@ -40,12 +41,14 @@ from pynode.time_gradients import carry
 
 
 def run(problem: ODEProblem, options: SolveOptions) -> Solution:
-    """Solve, with or without events.
+    """Solve, with or without events; steps end where controls among args ask for it.
 
     Raises:
         InputError, GradientError: what was asked for does not go together with events.
         SolveError: the solve failed and ``options.throw`` is set.
     """
+    if found := knots(problem.args):
+        options = replace(options, tstops=sorted({*options.tstops, *found}))
     if not problem.events:
         return autograd.run(problem, options)
     _check(problem, options)
