@@ -74,6 +74,7 @@ class Forward:
     log: KeptSolve | None
     message: str = ""
     sample: int | None = None
+    marks: None = None
 
 
 class JuliaEngine:
@@ -103,6 +104,7 @@ class JuliaEngine:
         keep: int | None = None,
         taped: bool = False,
         transformed: bool = False,
+        watch: None = None,
     ) -> Forward:
         """Solve for a flat state z0 (N,)."""
         remote = self._remote(problem, options, field, z0)
