@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pynode import catalogue
 from pynode.engines.torch.adjoints import ADJOINTS, VJP, AdjointProblem
-from pynode.engines.torch.build import build_integrator, custom_norm
+from pynode.engines.torch.build import build_integrator, custom_norm, flat_callbacks
 from pynode.engines.torch.failures import explain
 from pynode.engines.torch.integrate import Integrator, stops_between
 from pynode.engines.torch.outputs import Outputs, outputs
@@ -79,11 +79,12 @@ class TorchEngine:
             tolerances=problem.tolerances(options),
             taped=taped,
             transformed=transformed,
+            watch=flat_callbacks(options.callbacks, layout.restore),
         )
         log = StepLog(keep) if record else None
         chunks = [plan.initial(z0)]
         on_step = _reader(plan, chunks, field, log)
-        stops = stops_between(times.start, times.end, options.tstops)
+        stops = stops_between(times.start, times.end, options.stops)
         end = integrator.run(times.start, z0, stops, on_step, first)
         _count(integrator, field)
         sample, message = None, ""
