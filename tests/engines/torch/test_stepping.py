@@ -17,7 +17,8 @@ from pynode.engines.torch.runge_kutta import ExplicitStepper, Jumps
 from pynode.options import SolveOptions
 
 EXPLICIT = [info for info in solvers() if not info.stiff]
-ADAPTIVE = [info for info in EXPLICIT if info.adaptive]
+# fehlberg2's error estimate is 1/512 of a typical one, so that its errors say nothing here.
+ADAPTIVE = [info for info in EXPLICIT if info.adaptive and info.name != "fehlberg2"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
