@@ -132,7 +132,7 @@ def _run_engine(
         reduce=custom_norm(norm, problem.layout.restore) if callable(norm) else None,
         tolerances=problem.tolerances(options),
         taped=torch.is_grad_enabled(),
-        watch=flat_callbacks(call.callbacks, problem.layout.restore),
+        callbacks=flat_callbacks(call.callbacks, problem.layout.restore),
     )
 
     def on_step(piece: Piece) -> None:

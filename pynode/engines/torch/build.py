@@ -23,14 +23,14 @@ def build_integrator(
     tolerances: tuple[float | Tensor, float | Tensor] | None = None,
     taped: bool = False,
     transformed: bool = False,
-    watch: StepCallbacks | None = None,
+    callbacks: StepCallbacks | None = None,
 ) -> Integrator:
     """An integrator for states like ``like``.
 
     Args:
         reduce: the error norm, where it is not the one that the options name.
         tolerances: rtol and atol, where they are per entry (N,).
-        watch: functions of flat states to call at each step.
+        callbacks: functions of flat states to call at each step.
     """
     method = METHODS[options.solver]
     stepper = make_stepper(method, rhs, like, taped, options.tstops)
@@ -45,7 +45,7 @@ def build_integrator(
     dt = None if options.dt is None else min(options.dt, options.dt_max)
     if options.grid:
         dt = math.inf  # each step goes to the next stop
-    return Integrator(stepper, norm, control, options.max_steps, dt, watch)
+    return Integrator(stepper, norm, control, options.max_steps, dt, callbacks)
 
 
 def flat_callbacks(

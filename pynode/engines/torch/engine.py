@@ -79,7 +79,7 @@ class TorchEngine:
             tolerances=problem.tolerances(options),
             taped=taped,
             transformed=transformed,
-            watch=flat_callbacks(options.callbacks, layout.restore),
+            callbacks=flat_callbacks(options.callbacks, layout.restore),
         )
         log = StepLog(keep) if record else None
         chunks = [plan.initial(z0)]

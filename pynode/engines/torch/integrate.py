@@ -50,7 +50,7 @@ class Integrator:
         control: step-size controller; None for fixed steps.
         max_steps: largest number of attempts in one run.
         dt: first (or fixed) step size; None to have it chosen.
-        watch: functions of flat states that are called at each step.
+        callbacks: functions of flat states that are called at each step.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Integrator:
         control: StepSize | None,
         max_steps: int,
         dt: float | None,
-        watch: StepCallbacks | None = None,
+        callbacks: StepCallbacks | None = None,
     ) -> None:
         self.stepper = stepper
         self.norm, self.control = norm, control
         self.max_steps = max_steps
         self.dt = dt
-        self._watch = watch or StepCallbacks()
+        self._callbacks = callbacks or StepCallbacks()
         self.accepted = 0
         self.rejected = 0
         self._limit = max_steps
@@ -127,8 +127,8 @@ class Integrator:
                 t1 = t + direction * dt
             if lands:
                 t1 = stop
-            if self._watch.attempt is not None:
-                self._watch.attempt(t, z, t1 - t)
+            if self._callbacks.attempt is not None:
+                self._callbacks.attempt(t, z, t1 - t)
             piece = stepper.attempt(t, t1, z)
             error = self._judge(piece)
             if error > 1.0 or not math.isfinite(error):
@@ -137,8 +137,8 @@ class Integrator:
                     return end
                 continue
             self.accepted += 1
-            if self._watch.accepted is not None:
-                self._watch.accepted(t, z, piece.dt)
+            if self._callbacks.accepted is not None:
+                self._callbacks.accepted(t, z, piece.dt)
             if self.control is not None:
                 # A step cut short by a stop says little about the size that the next may have.
                 cut = lands and abs(piece.dt) < dt
@@ -163,8 +163,8 @@ class Integrator:
 
     def _reject(self, piece: Piece, error: float) -> End | None:
         self.rejected += 1
-        if self._watch.rejected is not None:
-            self._watch.rejected(piece.t, piece.z, piece.dt)
+        if self._callbacks.rejected is not None:
+            self._callbacks.rejected(piece.t, piece.z, piece.dt)
         if self.control is None:
             entry = first_non_finite(piece.z1)
             return End(Retcode.NON_FINITE, piece.t, piece.z, abs(piece.dt), entry)
