@@ -2,6 +2,8 @@
 
 from pynode.catalogue import sensitivities, solvers
 from pynode.checks import check_gradients
+from pynode.control import Control
+from pynode.events import Event, EventRecord
 from pynode.functional import odeint, solve
 from pynode.neural_ode import NeuralODE
 from pynode.problem import ODEProblem
@@ -10,6 +12,9 @@ from pynode.solution import Retcode, Solution, Statistics
 __version__ = "0.1.0"
 
 __all__ = [
+    "Control",
+    "Event",
+    "EventRecord",
     "NeuralODE",
     "ODEProblem",
     "Retcode",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch.utils import _pytree as pytree
 
 from pynode.dense import DenseOutput
 from pynode.engines import engine as engine_named
+from pynode.engines.torch.crossings import Watch
 from pynode.engines.torch.engine import Forward, TorchEngine
+from pynode.engines.torch.trajectory import Trajectory
 from pynode.errors import GradientError, SolveError
 from pynode.field import FlatField, trainable_tensors
 from pynode.field import closed_over_trainables as closed_over
@@ -25,27 +27,68 @@ from pynode.time_gradients import (
     shift_outputs,
     zero_shift,
 )
+from pynode.times import Times
+
+
+@dataclass
+class Part:
+    """A solve from one state on, through no event that ends it.
+
+    Attributes:
+        forward: the engine's result.
+        zs: its outputs (T, N), with gradients as the sensitivity says.
+        marks: the states (M, N) at the events that were found, likewise.
+        trajectory: its dense output, where kept.
+        no_gradient: why that carries no gradient; empty where it does, or there is none.
+    """
+
+    forward: Forward
+    zs: Tensor
+    marks: Tensor | None
+    trajectory: Trajectory | None
+    no_gradient: str = ""
 
 
 def run(problem: ODEProblem, options: SolveOptions) -> Solution:
-    """Solve, with gradients as the sensitivity says.
+    """Solve a problem without events, with gradients as the sensitivity says.
 
     Raises:
         SolveError: the solve failed and ``options.throw`` is set.
     """
+    stats = Statistics()
+    part = integrate(problem, options, stats)
+    forward = part.forward
+    solution = Solution(
+        ts=problem.times.t,
+        zs=problem.layout.restore(part.zs),
+        stats=stats,
+        retcode=forward.retcode,
+        message=forward.message,
+    )
+    if part.trajectory is not None:
+        solution.dense = DenseOutput(part.trajectory, problem.layout, part.no_gradient)
+    if options.throw and not solution.success:
+        raise SolveError(forward.message, str(forward.retcode), forward.t, forward.sample, solution)
+    return solution
+
+
+def integrate(
+    problem: ODEProblem, options: SolveOptions, stats: Statistics, watch: Watch | None = None
+) -> Part:
+    """Solve on flat states, up to an event that ends it where there is a ``watch``."""
     engine = engine_named(options.engine)
-    field = FlatField(problem.field, problem.layout, problem.args, Statistics())
+    field = FlatField(problem.field, problem.layout, problem.args, stats)
     z0 = problem.layout.flatten(problem.z0)
     if options.sensitivity == "discrete" and options.checkpoints is None:
-        return _taped(engine, problem, options, field, z0)
-    if _transforms_active():
+        return _taped(engine, problem, options, field, z0, watch)
+    if transforms_active():
         raise GradientError(
             f"sensitivity={options.sensitivity!r} does not work under torch.func transforms or "
             "forward-mode AD: use sensitivity='discrete' without checkpoints"
         )
     if not torch.is_grad_enabled():
-        return _plain(engine, problem, options, field, z0)
-    return _with_adjoint(engine, problem, options, z0)
+        return _plain(engine, problem, options, field, z0, watch)
+    return _with_adjoint(engine, problem, options, stats, z0, watch)
 
 
 def _plain(
@@ -54,51 +97,71 @@ def _plain(
     options: SolveOptions,
     field: FlatField,
     z0: Tensor,
+    watch: Watch | None,
     first: Tensor | None = None,
-) -> Solution:
+) -> Part:
     """No gradients: the engine's fastest way."""
     with torch.no_grad():
         z0 = z0.detach()
-        forward = engine.solve(problem, options, field, z0, first=first, record=options.dense)
-    return _finish(engine, problem, options, field, forward, forward.zs, "")
+        forward = engine.solve(
+            problem, options, field, z0, first=first, record=options.dense, watch=watch
+        )
+    return _part(engine, options, field, forward, forward.zs, forward.marks)
 
 
 def _taped(
-    engine: TorchEngine, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
-) -> Solution:
+    engine: TorchEngine,
+    problem: ODEProblem,
+    options: SolveOptions,
+    field: FlatField,
+    z0: Tensor,
+    watch: Watch | None,
+) -> Part:
     """Discrete gradients: autograd follows the engine's steps."""
     times = problem.times
-    transformed = _transforms_active()
+    transformed = transforms_active()
     if not transformed:
         if not torch.is_grad_enabled():
-            return _plain(engine, problem, options, field, z0)
+            return _plain(engine, problem, options, field, z0, watch)
         inputs = [z0, times.t, times.t0, *_args_tensors(problem.args)]
         if not any(x.requires_grad for x in inputs) and not closed_over(field.fn):
             found, first = trainable_tensors(field, times.start, z0)
             if not found:
-                return _plain(engine, problem, options, field, z0, first)
+                return _plain(engine, problem, options, field, z0, watch, first)
     if times.t0.requires_grad:
         start = times.t0.to(z0) if times.t0.ndim == 0 else times.start
         z0 = carry(field, start, z0, -zero_shift(times.t0), problem.layout.rows)
     forward = engine.solve(
-        problem, options, field, z0, record=options.dense, taped=True, transformed=transformed
+        problem,
+        options,
+        field,
+        z0,
+        record=options.dense,
+        taped=True,
+        transformed=transformed,
+        watch=watch,
     )
     zs = forward.zs
     if times.t.requires_grad and forward.retcode is Retcode.SUCCESS:
         zs = shift_outputs(field, problem, zs)
-    _count_taped_backward(zs, field)
-    return _finish(engine, problem, options, field, forward, zs, "")
+    elif times.t.requires_grad and forward.retcode is Retcode.TERMINATED and forward.reached:
+        n = forward.reached
+        shifted = shift_outputs(field, problem.with_times(times.head(n)), zs[:n])
+        zs = torch.cat([shifted, zs[n:]])
+    for results in (zs, forward.marks):
+        _count_taped_backward(results, field)
+    return _part(engine, options, field, forward, zs, forward.marks)
 
 
-def _count_taped_backward(zs: Tensor, field: FlatField) -> None:
+def _count_taped_backward(results: Tensor | None, field: FlatField) -> None:
     """One vector-Jacobian product for each evaluation on the tape, once backward runs."""
     evaluations = field.stats.nfe
 
     def count(grad: Tensor) -> None:
-        field.stats.vjp = evaluations
+        field.stats.vjp = max(field.stats.vjp, evaluations)
 
-    if zs.requires_grad and not _transforms_active():
-        zs.register_hook(count)
+    if results is not None and results.requires_grad and not transforms_active():
+        results.register_hook(count)
 
 
 @dataclass
@@ -112,26 +175,32 @@ class _Call:
     leaves: list[Tensor]
     closed_over: list[int]
     first: Tensor
+    watch: Watch | None
     forward: Forward | None = None
 
 
 def _with_adjoint(
-    engine: TorchEngine, problem: ODEProblem, options: SolveOptions, z0: Tensor
-) -> Solution:
+    engine: TorchEngine,
+    problem: ODEProblem,
+    options: SolveOptions,
+    stats: Statistics,
+    z0: Tensor,
+    watch: Watch | None,
+) -> Part:
     """Gradients by the engine's own backward pass."""
     times = problem.times
     originals, leaves, args = _detached_args(problem.args)
-    field = FlatField(problem.field, problem.layout, args, Statistics())
+    field = FlatField(problem.field, problem.layout, args, stats)
     static = [id(x) for x in closed_over(field.fn)]
     found, first = trainable_tensors(field, times.start, z0)
     tensors = [*originals, *found]
     if not any(x.requires_grad for x in (z0, times.t, times.t0, *tensors)):
-        return _plain(engine, problem, options, field, z0, first)
-    call = _Call(engine, problem, options, field, [*leaves, *found], static, first)
-    zs = _Seam.apply(call, z0, times.t0, times.t, *tensors)
+        return _plain(engine, problem, options, field, z0, watch, first)
+    call = _Call(engine, problem, options, field, [*leaves, *found], static, first, watch)
+    zs, marks = _Seam.apply(call, z0, times.t0, times.t, *tensors)
     assert call.forward is not None
     why = f"sol(s) carries no gradient with sensitivity={options.sensitivity!r}"
-    return _finish(engine, problem, options, field, call.forward, zs, why)
+    return _part(engine, options, field, call.forward, zs, marks, why)
 
 
 class _Seam(torch.autograd.Function):
@@ -140,7 +209,7 @@ class _Seam(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, call: _Call, z0: Tensor, t0: Tensor, t: Tensor, *tensors: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         engine, options = call.engine, call.options
         record, keep = engine.keeps(options)
         call.forward = engine.solve(
@@ -151,40 +220,79 @@ class _Seam(torch.autograd.Function):
             first=call.first,
             record=record or options.dense,
             keep=keep,
+            watch=call.watch,
         )
         ctx.call = call
-        ctx.save_for_backward(call.forward.zs, z0, *tensors)
-        return call.forward.zs
+        zs, marks = call.forward.zs, call.forward.marks
+        ctx.save_for_backward(zs, marks, z0, *tensors)
+        return zs, marks
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        zs, z0, *tensors = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, grad_marks: Tensor | None) -> tuple[Tensor | None, ...]:
+        zs, marks, z0, *tensors = ctx.saved_tensors
         call: _Call = ctx.call
         _check_backward(call)
         with torch.no_grad():
-            grads = _backward(call, zs.detach(), z0.detach(), grad.detach(), ctx.needs_input_grad)
+            grads = _backward(
+                call, zs.detach(), marks, grad.detach(), grad_marks, z0, ctx.needs_input_grad
+            )
         if torch.is_grad_enabled():
-            grads = _only_once(call.options.sensitivity, grads, [grad, z0, *tensors])
+            inputs = [grad, z0, *tensors] + ([] if grad_marks is None else [grad_marks])
+            grads = _only_once(call.options.sensitivity, grads, inputs)
         return (None, *grads)
 
 
 def _backward(
-    call: _Call, zs: Tensor, z0: Tensor, grad: Tensor, needed: tuple[bool, ...]
+    call: _Call,
+    zs: Tensor,
+    marks: Tensor | None,
+    grad: Tensor,
+    grad_marks: Tensor | None,
+    z0: Tensor,
+    needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    problem, field = call.problem, call.field.for_backward()
-    assert call.forward is not None
-    grad = grad.contiguous()
+    problem, field, forward = call.problem, call.field.for_backward(), call.forward
+    assert forward is not None
+    grad, z0 = grad.contiguous(), z0.detach()
+    asked, zs_asked, grad_asked = problem, zs, grad
+    if call.watch is not None:
+        assert marks is not None and grad_marks is not None
+        asked, order = _with_marks(problem, forward.reached, call.watch)
+        zs_asked = torch.cat([zs[: forward.reached], marks.detach()])[order]
+        grad_asked = torch.cat([grad[: forward.reached], grad_marks.detach()])[order]
+        forward = replace(forward, zs=zs_asked, final=zs_asked[-1])
     grad_z0, grads = call.engine.adjoint(
-        problem, call.options, field, call.leaves, call.forward, zs, grad
+        asked, call.options, field, call.leaves, forward, zs_asked, grad_asked
     )
     grad_t0 = initial_time_gradient(field, problem, z0, grad_z0) if needed[2] else None
-    grad_t = output_time_gradient(field, problem, zs, grad) if needed[3] else None
+    grad_t = _output_times(call, field, zs, grad) if needed[3] else None
     return grad_z0, grad_t0, grad_t, *grads
+
+
+def _with_marks(problem: ODEProblem, reached: int, watch: Watch) -> tuple[ODEProblem, list[int]]:
+    """The problem with outputs at the events too, and the order of (outputs, events) in it."""
+    times = problem.times
+    values = [*times.values[:reached], *(crossing.t for crossing in watch.found)]
+    order = sorted(range(len(values)), key=lambda i: times.direction * values[i])
+    merged = torch.tensor([values[i] for i in order], dtype=torch.float64)
+    return problem.with_times(Times(merged, times.t0)), order
+
+
+def _output_times(call: _Call, field: FlatField, zs: Tensor, grad: Tensor) -> Tensor:
+    problem, forward = call.problem, call.forward
+    assert forward is not None
+    if call.watch is None:
+        return output_time_gradient(field, problem, zs, grad)
+    grad_t, n = torch.zeros_like(problem.times.t), forward.reached
+    if n:
+        reached = problem.with_times(problem.times.head(n))
+        grad_t[:n] = output_time_gradient(field, reached, zs[:n], grad[:n])
+    return grad_t
 
 
 def _check_backward(call: _Call) -> None:
     assert call.forward is not None
-    if call.forward.retcode is not Retcode.SUCCESS:
+    if call.forward.retcode not in (Retcode.SUCCESS, Retcode.TERMINATED):
         raise GradientError(f"the solve failed, so it has no gradient: {call.forward.message}")
     if [id(x) for x in closed_over(call.field.fn)] != call.closed_over:
         raise GradientError(
@@ -218,28 +326,39 @@ def _only_once(
     return tuple(None if g is None else next(marked) for g in grads)
 
 
-def _finish(
+class _FirstOnly(torch.autograd.Function):
+    """The identity, for values whose second derivatives would be wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        if torch.is_grad_enabled():
+            (grad,) = _only_once(ctx.name, (grad,), [grad])  # type: ignore[assignment]
+        return grad, None
+
+
+def first_derivatives_only(x: Tensor, sensitivity: str) -> Tensor:
+    """x, refusing to be differentiated twice."""
+    return _FirstOnly.apply(x, sensitivity)
+
+
+def _part(
     engine: TorchEngine,
-    problem: ODEProblem,
     options: SolveOptions,
     field: FlatField,
     forward: Forward,
     zs: Tensor,
-    no_gradient: str,
-) -> Solution:
-    solution = Solution(
-        ts=problem.times.t,
-        zs=problem.layout.restore(zs),
-        stats=field.stats,
-        retcode=forward.retcode,
-        message=forward.message,
-    )
+    marks: Tensor | None,
+    no_gradient: str = "",
+) -> Part:
+    trajectory = None
     if options.dense and forward.log:
         trajectory = engine.trajectory(forward.log, options, field)
-        solution.dense = DenseOutput(trajectory, problem.layout, no_gradient)
-    if options.throw and not solution.success:
-        raise SolveError(forward.message, str(forward.retcode), forward.t, forward.sample, solution)
-    return solution
+    return Part(forward, zs, marks, trajectory, no_gradient)
 
 
 def _args_tensors(args: Any) -> list[Tensor]:
@@ -258,7 +377,7 @@ def _detached_args(args: Any) -> tuple[list[Tensor], list[Tensor], Any]:
     return originals, leaves, pytree.tree_unflatten(items, spec)
 
 
-def _transforms_active() -> bool:
+def transforms_active() -> bool:
     """Whether a torch.func transform or forward-mode AD is going on."""
     return (
         torch._C._functorch.peek_interpreter_stack() is not None

@@ -23,6 +23,10 @@ class FieldError(PynodeError, ValueError):
     """The field returned something that is not the time derivative of the state."""
 
 
+class EventError(PynodeError, ValueError):
+    """An event's condition or jump returned something that cannot be used."""
+
+
 class GradientError(PynodeError, RuntimeError):
     """A gradient was asked for that the chosen sensitivity cannot give."""
 
@@ -31,7 +35,7 @@ class SolveError(PynodeError, RuntimeError):
     """A solve ended before the last time.
 
     Attributes:
-        retcode: how it ended (``max_steps``, ``dt_underflow``, ``non_finite``).
+        retcode: how it ended (``max_steps``, ``dt_underflow``, ``non_finite``, ``max_events``).
         t: the time that was reached.
         sample: index of the first offending sample, or None where that cannot be told.
         solution: what had been computed; times not reached hold NaN.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from pynode.autograd import run
+from pynode.errors import InputError
+from pynode.events import Event
 from pynode.field import UserField
+from pynode.hybrid import run
 from pynode.options import SolveOptions
 from pynode.problem import ODEProblem
 from pynode.solution import Solution
@@ -21,13 +24,14 @@ def solve(
     args: Any = None,
     *,
     t0: float | Tensor | None = None,
+    events: Sequence[Event] = (),
     dense: bool = True,
     **options: Any,
 ) -> Solution:
     """Solve dz/dt = f(t, z), z(t0) = z0.
 
     Args:
-        field, z0, t, args, t0: see :class:`pynode.ODEProblem`, one of which may be given
+        field, z0, t, args, t0, events: see :class:`pynode.ODEProblem`, one of which may be given
             instead of them.
         dense: keep dense output for ``sol(s)``; it holds the stages of every step.
         options: fields of :class:`pynode.options.SolveOptions` (solver, rtol, dt, ...).
@@ -37,12 +41,16 @@ def solve(
 
     Raises:
         InputError: an argument does not fit.
+        EventError: a condition or jump returned what cannot be used.
         FieldError: the field returned something that is no derivative of the state.
         SolveError: the solve failed (unless ``throw=False``).
     """
     chosen = SolveOptions.from_keywords({**options, "dense": dense})
-    problem = field if isinstance(field, ODEProblem) else ODEProblem(field, z0, t, args, t0)
-    return run(problem, chosen)
+    if isinstance(field, ODEProblem):
+        if events:
+            raise InputError("an ODEProblem holds its own events: give them there")
+        return run(field, chosen)
+    return run(ODEProblem(field, z0, t, args, t0, events), chosen)
 
 
 def odeint(

@@ -50,6 +50,7 @@ class SolveOptions:
         engine: ``"torch"``.
         step_control: ``"joint"``, one step size for the whole batch.
         max_steps: largest number of attempted steps.
+        max_events: largest number of times that events may change the state.
         adaptive: choose step sizes by the error estimate; default: whenever the solver has one.
         dt: the step size where steps are fixed, the first step size where they are adaptive
             (default: chosen after Hairer, Norsett, Wanner, Solving ODEs I, section II.4).
@@ -82,6 +83,7 @@ class SolveOptions:
     engine: str = "torch"
     step_control: str = "joint"
     max_steps: int = 10_000
+    max_events: int = 1000
     adaptive: bool | None = None
     dt: float | None = None
     dt_min: float = 0.0
@@ -146,7 +148,7 @@ class SolveOptions:
                 f"safety={self.safety!r}, shrink={self.shrink!r}, grow={self.grow!r}: "
                 "0 < safety <= 1 and 0 < shrink < 1 < grow are needed"
             )
-        for name in ("max_steps", "adjoint_max_steps", "checkpoints"):
+        for name in ("max_steps", "max_events", "adjoint_max_steps", "checkpoints"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, Integral) or value < 1):
                 raise InputError(f"{name}={value!r}: a whole number, 1 or more, is needed")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError
+from pynode.events import Event, checked
 from pynode.field import UserField, calling_form
 from pynode.options import SolveOptions
 from pynode.state import State, StateLayout
@@ -30,6 +33,8 @@ class ODEProblem:
         args: handed to the field: any nest of tuples, lists and dicts of tensors and other
             things; gradients flow to its tensors.
         t0: the time at which z0 holds; default: the first time.
+        events: what is to be watched for, see :class:`pynode.Event`. The last time is the
+            horizon: a terminal event that has not fired by then does not.
 
     Raises:
         InputError: something does not fit; the message says what, and what to do.
@@ -40,6 +45,7 @@ class ODEProblem:
     t: Any
     args: Any = None
     t0: float | Tensor | None = None
+    events: Sequence[Event] = ()
     times: Times = field(init=False, repr=False)
     layout: StateLayout = field(init=False, repr=False)
 
@@ -51,6 +57,13 @@ class ODEProblem:
             layout.batch(times.samples)
         object.__setattr__(self, "layout", layout)
         object.__setattr__(self, "times", times)
+        object.__setattr__(self, "events", checked(self.events))
+
+    def with_times(self, times: Times) -> ODEProblem:
+        """The same problem, asked for other times."""
+        other = copy.copy(self)
+        object.__setattr__(other, "times", times)
+        return other
 
     def tolerances(self, options: SolveOptions) -> tuple[float | Tensor, float | Tensor]:
         """rtol and atol as numbers or flat tensors (N,).

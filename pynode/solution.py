@@ -8,10 +8,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pynode.errors import InputError
 
 if TYPE_CHECKING:
+    from pynode.events import EventRecord
     from pynode.state import State
 
 
@@ -22,6 +24,8 @@ class Retcode(StrEnum):
     MAX_STEPS = "max_steps"
     DT_UNDERFLOW = "dt_underflow"
     NON_FINITE = "non_finite"
+    TERMINATED = "terminated"
+    MAX_EVENTS = "max_events"
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Statistics:
         accepted_backward, rejected_backward: steps of the adjoint solve.
         jacobians: Jacobians of the field that implicit methods evaluated, forward and backward;
             the evaluation of the field inside each counts as nfe too.
+        conditions: evaluations of events' conditions.
     """
 
     nfe: int = 0
@@ -47,6 +52,7 @@ class Statistics:
     accepted_backward: int = 0
     rejected_backward: int = 0
     jacobians: int = 0
+    conditions: int = 0
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
@@ -60,10 +66,11 @@ class Solution:
         ts: the evaluation times as given, (T,) or (B, T).
         zs: the state at those times, (T, *z0.shape), in the structure of z0. With per-sample
             times, ``zs[i, b]`` is sample b at ``ts[b, i]``, NaN where ``ts`` is padded. Times
-            that a failed solve did not reach hold NaN.
+            that a solve did not reach, since it failed or an event ended it, hold NaN.
         stats: counts of evaluations and steps.
         retcode: how the solve ended.
         message: for a solve that failed, where, why, and what to try; else empty.
+        events: one record for each event, in the order in which they were given.
     """
 
     ts: Tensor
@@ -72,10 +79,34 @@ class Solution:
     retcode: Retcode
     message: str = ""
     dense: Callable[[Any], State] | None = field(default=None)
+    events: tuple[EventRecord, ...] = ()
+    end: tuple[Tensor, State] | None = field(default=None)
 
     @property
     def success(self) -> bool:
-        return self.retcode is Retcode.SUCCESS
+        """Whether it got to the last time, or an event ended it."""
+        return self.retcode in (Retcode.SUCCESS, Retcode.TERMINATED)
+
+    @property
+    def t_final(self) -> Tensor:
+        """0-d: the time at which the solve ended, differentiable: a terminal event's or the last.
+
+        Raises:
+            InputError: each sample ended at a time of its own.
+        """
+        return self._end()[0]
+
+    @property
+    def z_final(self) -> State:
+        """The state at ``t_final``, in the shape of z0; after the jump of an event then."""
+        return self._end()[1]
+
+    def _end(self) -> tuple[Tensor, State]:
+        if self.end is not None:
+            return self.end
+        if self.ts.ndim == 2:
+            raise InputError("each sample has times, and so a last state, of its own: see zs")
+        return self.ts[-1], pytree.tree_map(lambda leaf: leaf[-1], self.zs)
 
     def __call__(self, s: float | Tensor) -> State:
         """Dense output: the state at any time inside the solved interval.
@@ -104,7 +135,8 @@ class Solution:
         backward = (
             f", backward: nfe {s.nfe_backward}, vjp {s.vjp}" if s.nfe_backward or s.vjp else ""
         )
+        fired = f", events {[len(e) for e in self.events]}" if self.events else ""
         return (
             f"Solution({self.retcode}, {shape}nfe {s.nfe}, steps {s.accepted} accepted "
-            f"{s.rejected} rejected{backward})"
+            f"{s.rejected} rejected{backward}{fired})"
         )

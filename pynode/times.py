@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,12 @@ class Times:
         self.t0, self.start = self._initial_time(t0, flat)
         self.direction, self.end = self._span(flat)
         self._check_order(flat)
+
+    def head(self, n: int) -> Times:
+        """The first n of shared times, with start and direction as they are."""
+        part = copy.copy(self)
+        part.t, part.values = self.t[:n], self.values[:n]
+        return part
 
     def _check_shape(self) -> None:
         if self.t.ndim not in (1, 2) or self.t.numel() == 0:

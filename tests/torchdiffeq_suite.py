@@ -38,17 +38,17 @@ class Counting(unittest.TextTestResult):
         self.bad: list[str] = []
         self.bad_tests: set[str] = set()
 
-    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:  # noqa: N802
+    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
         super().addSubTest(test, subtest, err)
         self.subtests += 1
         if err is not None:
             self._note(test, subtest, err)
 
-    def addFailure(self, test: Any, err: Any) -> None:  # noqa: N802
+    def addFailure(self, test: Any, err: Any) -> None:
         super().addFailure(test, err)
         self._note(test, test, err)
 
-    def addError(self, test: Any, err: Any) -> None:  # noqa: N802
+    def addError(self, test: Any, err: Any) -> None:
         super().addError(test, err)
         self._note(test, test, err)
 

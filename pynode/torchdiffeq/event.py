@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,9 +10,11 @@ import torch
 from torch import Tensor
 
 from pynode.engines.torch.build import build_integrator, custom_norm, flat_callbacks
+from pynode.engines.torch.crossings import Watch
 from pynode.engines.torch.failures import explain
 from pynode.engines.torch.runge_kutta import Piece
 from pynode.errors import GradientError, InputError, SolveError
+from pynode.events import Event
 from pynode.field import FlatField
 from pynode.options import SolveOptions
 from pynode.problem import ODEProblem
@@ -25,16 +26,13 @@ from pynode.torchdiffeq.integrate import adaptive_options, default_tolerance_all
 
 MAX_STEPS, MAX_FIXED_STEPS = 100_000, 20_000
 FAR = 1e300
-SAMPLES = 8
-"""An event function's signs are looked at so many times within each adaptive step."""
 
 
 def integrate_until_event(call: Call, event_fn: Func) -> tuple[Tensor, Tensor]:
     """Time of the first event (0-d, in t's dtype), and states at t[0] and there (2, *y0.shape).
 
-    The event is where any entry of ``event_fn(t, y)`` first changes its sign. Signs are compared
-    at several points of each adaptive step, so that two changes within one are seen; with fixed
-    steps at their ends. The state
+    The event is where any entry of ``event_fn(t, y)`` first changes its sign, in adaptive steps
+    however often it does so within one; in fixed steps signs are compared at their ends. The state
     carries gradients as one at a fixed time does; see ``odeint_event`` for the event time's.
 
     Raises:
@@ -89,15 +87,19 @@ class _Search:
         """Whether an entry has another sign than at the start."""
         return not bool((self._values(t, z) > 0).all())
 
-    def within(
-        self, t: float, t1: float, at: Callable[[float], Tensor], samples: int
-    ) -> float | None:
-        """The time of the event in a step, by bisection of the first part where it fires."""
-        points = [t + (t1 - t) * i / samples for i in range(samples)] + [t1]
-        for a, b in itertools.pairwise(points):
-            if self._fired(b, at(b)):
-                return self._bisect(a, b, at)
-        return None
+    def watch(self) -> Watch:
+        """pynode's search for events on dense output, for adaptive steps."""
+        event = Event(self._least, terminal=True, name="event_fn")
+        return Watch([event], self.layout, None, Statistics(), self.call.t.dtype)
+
+    def _least(self, t: Tensor, state: Tensor) -> Tensor:
+        values = torch.as_tensor(self.event_fn(t, self.call.restore(state))) * self._signs
+        return values.amin().to(self.layout.dtype)
+
+    def within(self, t: float, t1: float, at: Callable[[float], Tensor]) -> float | None:
+        """The time of an event in a fixed step, by bisection, if one fires by its end."""
+        with torch.no_grad():
+            return self._bisect(t, t1, at) if self._fired(t1, at(t1)) else None
 
     def _bisect(self, a: float, b: float, at: Callable[[float], Tensor]) -> float:
         for _ in range(100):
@@ -134,13 +136,17 @@ def _run_engine(
         taped=torch.is_grad_enabled(),
         callbacks=flat_callbacks(call.callbacks, problem.layout.restore),
     )
+    watch = search.watch() if options.is_adaptive else None
+    if watch is not None:
+        watch.begin(problem.times.start, z)
 
     def on_step(piece: Piece) -> None:
-        inside: Callable[[float], Tensor] = lambda t: piece.at(t, field)  # noqa: E731
-        if not options.is_adaptive:
-            inside = _between(call, problem, piece.t, piece.t1, piece.z, piece.z1)
-        with torch.no_grad():
-            t = search.within(piece.t, piece.t1, inside, SAMPLES if options.is_adaptive else 1)
+        if watch is not None:
+            if watch(piece, field):
+                raise _Found(watch.found[-1].t, watch.marks[-1])
+            return
+        inside = _between(call, problem, piece.t, piece.t1, piece.z, piece.z1)
+        t = search.within(piece.t, piece.t1, inside)
         if t is not None:
             raise _Found(t, inside(t))
 
@@ -166,8 +172,7 @@ def _run_own(
     t = start
     for t1, z1 in march(call, field, grid, z):
         inside = _between(call, problem, t, t1, before, z1)
-        with torch.no_grad():
-            found = search.within(t, t1, inside, samples=1)
+        found = search.within(t, t1, inside)
         if found is not None:
             return found, inside(found)
         t, before = t1, z1

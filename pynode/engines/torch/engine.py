@@ -10,8 +10,9 @@ from torch import Tensor
 from pynode import catalogue
 from pynode.engines.torch.adjoints import ADJOINTS, VJP, AdjointProblem
 from pynode.engines.torch.build import build_integrator, custom_norm, flat_callbacks
+from pynode.engines.torch.crossings import Watch
 from pynode.engines.torch.failures import explain
-from pynode.engines.torch.integrate import Integrator, stops_between
+from pynode.engines.torch.integrate import Integrator, OnStep, stops_between
 from pynode.engines.torch.outputs import Outputs, outputs
 from pynode.engines.torch.runge_kutta import Piece
 from pynode.engines.torch.steppers import METHODS, as_system
@@ -31,6 +32,8 @@ class Forward:
         final: the state (N,) that it ended with, at time ``t``.
         log: recorded steps, where recording was asked for.
         message, sample: for a failed solve, the message, and whom to blame.
+        reached: number of entries of ``zs`` that were reached.
+        marks: (M, N), the states at the events that were found, where some were looked for.
     """
 
     zs: Tensor
@@ -40,6 +43,8 @@ class Forward:
     log: StepLog | None
     message: str = ""
     sample: int | None = None
+    reached: int = 0
+    marks: Tensor | None = None
 
 
 class TorchEngine:
@@ -59,6 +64,7 @@ class TorchEngine:
         keep: int | None = None,
         taped: bool = False,
         transformed: bool = False,
+        watch: Watch | None = None,
     ) -> Forward:
         """Solve for a flat state z0 (N,).
 
@@ -67,6 +73,7 @@ class TorchEngine:
             record: keep a log of the steps: whole, or ``keep`` states of them.
             taped: leave every operation to autograd.
             transformed: a torch.func transform is active.
+            watch: looks for events, and ends the solve at one that is to end it.
         """
         times, layout = problem.times, problem.layout
         plan = outputs(times, layout)
@@ -83,15 +90,25 @@ class TorchEngine:
         )
         log = StepLog(keep) if record else None
         chunks = [plan.initial(z0)]
-        on_step = _reader(plan, chunks, field, log)
+        if watch is not None:
+            watch.begin(times.start, z0)
+            integrator.max_steps -= watch.attempts
+            integrator.dt = integrator.dt if watch.dt is None else watch.dt
+        on_step = _reader(plan, chunks, field, log, watch)
         stops = stops_between(times.start, times.end, options.stops)
         end = integrator.run(times.start, z0, stops, on_step, first)
         _count(integrator, field)
         sample, message = None, ""
-        if end.retcode is not Retcode.SUCCESS:
+        if end.retcode not in (Retcode.SUCCESS, Retcode.TERMINATED):
             sample, message = explain(end, options, layout)
+        reached = sum(len(chunk) for chunk in chunks)
         zs = plan.assemble(chunks, z0)
-        return Forward(zs, end.z, end.t, end.retcode, log, message, sample)
+        found = Forward(zs, end.z, end.t, end.retcode, log, message, sample, reached)
+        if watch is not None:
+            watch.dt = end.dt
+            watch.attempts += integrator.accepted + integrator.rejected
+            found.marks = torch.stack(watch.marks) if watch.marks else z0.new_empty((0, len(z0)))
+        return found
 
     def trajectory(self, log: StepLog, options: SolveOptions, field: FlatField) -> Trajectory:
         method = METHODS[options.solver]
@@ -138,18 +155,30 @@ class TorchEngine:
         return of_state, vjp.unflatten(of_parameters)
 
 
-def _reader(plan: Outputs, chunks: list[Tensor], field: FlatField, log: StepLog | None):  # type: ignore[no-untyped-def]
-    """What is done after each accepted step: outputs read off, the step recorded."""
+def _reader(
+    plan: Outputs,
+    chunks: list[Tensor],
+    field: FlatField,
+    log: StepLog | None,
+    watch: Watch | None,
+) -> OnStep:
+    """What is done after each accepted step: events, outputs read off, the step recorded."""
     done = len(chunks[0])
 
-    def on_step(piece: Piece) -> None:
+    def on_step(piece: Piece) -> bool:
         nonlocal done
-        upto = plan.until(piece.t1)
+        ended = watch is not None and watch(piece, field)
+        t1 = piece.t1
+        if ended:
+            assert watch is not None and watch.stop is not None
+            t1 = watch.stop + plan.direction * watch.slack
+        upto = plan.until(t1)
         if upto > done:
             chunks.append(plan.values(piece, done, upto, field))
             done = upto
         if log is not None:
             log(piece)
+        return ended
 
     return on_step
 

@@ -21,7 +21,8 @@ from pynode.engines.torch.steppers import Stepper
 from pynode.options import StepCallbacks
 from pynode.solution import Retcode
 
-OnStep = Callable[[Piece], None]
+OnStep = Callable[[Piece], bool | None]
+"""Called with each accepted step; the integration ends with it where True comes back."""
 
 
 @dataclass
@@ -144,8 +145,8 @@ class Integrator:
                 cut = lands and abs(piece.dt) < dt
                 proposal = self.control.accepted(abs(piece.dt), error, cut)
                 self.dt = max(proposal, dt) if cut else proposal
-            if on_step is not None:
-                on_step(piece)
+            if on_step is not None and on_step(piece):
+                return End(Retcode.TERMINATED, t1, piece.z1, self.dt)
             stepper.advance()
             t, z = t1, piece.z1
         return End(Retcode.SUCCESS, t, z, self.dt)

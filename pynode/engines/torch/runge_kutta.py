@@ -118,6 +118,11 @@ class Piece:
         self.z, self.z1 = z, z1
         self.stages = stages
 
+    @property
+    def degree(self) -> int:
+        """Of the polynomial that dense output is."""
+        return self._coefficients.degree
+
     def frozen(self) -> Piece:
         """A copy that outlives the step: the stages' buffer is used again by the next one."""
         c = self._coefficients
