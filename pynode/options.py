@@ -21,6 +21,22 @@ CONTROLLERS = {
 }
 """Exponents (b1, b2, b3) of the step-size controllers, see ``engines/torch/controller.py``."""
 
+StepCallback = Callable[[float, Any, float], object]
+
+
+@dataclass(frozen=True)
+class StepCallbacks:
+    """What is called in the forward solve, with the t, the state there, and the signed step size.
+
+    Attributes:
+        attempt: before each attempted step.
+        accepted, rejected: after it.
+    """
+
+    attempt: StepCallback | None = None
+    accepted: StepCallback | None = None
+    rejected: StepCallback | None = None
+
 
 @dataclass(frozen=True)
 class SolveOptions:
@@ -43,8 +59,12 @@ class SolveOptions:
         adaptive: choose step sizes by the error estimate; default: whenever the solver has one.
         dt: the step size where steps are fixed, the first step size where they are adaptive
             (default: chosen after Hairer, Norsett, Wanner, Solving ODEs I, section II.4).
-        dt_max: largest step size.
+        dt_min, dt_max: smallest and largest step size. A step of size ``dt_min`` is accepted
+            whatever its error.
+        grid: instead of ``dt``, times between which fixed steps go; those inside the solve count.
         controller: ``"i"``, ``"pi"`` or ``"pid"``.
+        safety, shrink, grow: the controller's safety factor, and the least and the largest
+            factor by which it changes the step size.
         norm: of the scaled error: ``"rms"``, ``"max"``, or a function of a state to a number.
         tstops: times that a step must end on, where the field jumps, say. (Evaluation times
             need none: they are reached by interpolation.)
@@ -61,6 +81,7 @@ class SolveOptions:
             given, which leaves out a part of the size of the tolerance. Of use where tolerances are
             loose and gradients are checked by finite differences, or where the loss is about the
             solver's own work. Not under ``torch.func`` transforms.
+        callbacks: functions to call at each step of the forward solve.
         throw: raise SolveError when a solve fails; otherwise return what there is.
         dense: keep dense output, for ``sol(s)``.
         jac: for stiff solvers, ∂f/∂z as a function of (t, z) or (t, z, args) that returns (D, D)
@@ -77,8 +98,13 @@ class SolveOptions:
     max_events: int = 1000
     adaptive: bool | None = None
     dt: float | None = None
+    dt_min: float = 0.0
     dt_max: float = math.inf
+    grid: Sequence[float] = ()
     controller: str = "pi"
+    safety: float = 0.9
+    shrink: float = 0.2
+    grow: float = 10.0
     norm: str | Callable[[Any], Any] = "rms"
     tstops: Sequence[float] = ()
     checkpoints: int | None = None
@@ -89,6 +115,7 @@ class SolveOptions:
     adjoint_max_steps: int | None = None
     adjoint_seminorm: bool = False
     through_steps: bool = False
+    callbacks: StepCallbacks | None = None
     throw: bool = True
     dense: bool = False
     jac: Callable[..., Tensor] | None = None
@@ -105,6 +132,7 @@ class SolveOptions:
         if self.adjoint_solver is not None:
             set_(self, "adjoint_solver", catalogue.solver(self.adjoint_solver).name)
         set_(self, "tstops", _numbers("tstops", self.tstops))
+        set_(self, "grid", _numbers("grid", self.grid))
         _one_of("engine", self.engine, catalogue.ENGINES)
         _one_of("lowering", self.lowering, ("program", "callback"))
         _one_of("step_control", self.step_control, ("joint",))
@@ -131,6 +159,13 @@ class SolveOptions:
                 )
         if self.dt is not None and not math.isfinite(self.dt):
             raise InputError("dt is infinite")
+        if not 0 <= self.dt_min <= self.dt_max or math.isinf(self.dt_min):
+            raise InputError(f"dt_min={self.dt_min!r}: a number from 0 to dt_max={self.dt_max!r}")
+        if not (0 < self.safety <= 1 and 0 < self.shrink < 1 < self.grow):
+            raise InputError(
+                f"safety={self.safety!r}, shrink={self.shrink!r}, grow={self.grow!r}: "
+                "0 < safety <= 1 and 0 < shrink < 1 < grow are needed"
+            )
         for name in ("max_steps", "max_events", "adjoint_max_steps", "checkpoints"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, Integral) or value < 1):
@@ -143,7 +178,9 @@ class SolveOptions:
                 f"{self.solver} has no error estimate and cannot be adaptive: give dt=..., or "
                 "choose another solver (heun, bs3, tsit5, ...)"
             )
-        if not self.is_adaptive and self.dt is None:
+        if self.grid and (self.adaptive or self.dt is not None):
+            raise InputError("grid= says where fixed steps go: leave out dt and adaptive=True")
+        if not self.is_adaptive and self.dt is None and not self.grid:
             raise InputError(
                 f"{self.solver} takes fixed steps here: give their size as dt=..., in units of t"
             )
@@ -227,7 +264,14 @@ class SolveOptions:
             )
 
     @property
+    def stops(self) -> tuple[float, ...]:
+        """Times that a step ends on."""
+        return (*self.tstops, *self.grid)
+
+    @property
     def is_adaptive(self) -> bool:
+        if self.grid:
+            return False
         adaptive = catalogue.solver(self.solver).adaptive
         return adaptive if self.adaptive is None else self.adaptive
 
@@ -246,7 +290,7 @@ class SolveOptions:
                 changes[name] = float(getattr(self, name).min())
         info = catalogue.solver(changes.get("solver", self.solver))
         adaptive = self.is_adaptive and info.adaptive
-        return replace(self, **changes, adaptive=adaptive, norm="rms", dense=False)
+        return replace(self, **changes, adaptive=adaptive, norm="rms", dense=False, callbacks=None)
 
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any]) -> SolveOptions:

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from pynode.engines.torch.runge_kutta import Piece, RightHandSide, StepCoefficients
-from pynode.options import CONTROLLERS
+from pynode.options import CONTROLLERS, SolveOptions
 
 Reduce = Callable[[Tensor], Tensor]
 """From a vector of scaled errors (N,) to a 0-d tensor."""
-
-SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 
 
 def rms(x: Tensor) -> Tensor:
@@ -115,23 +113,28 @@ class StepSize:
     .. math:: h_{n+1} = h_n\,\gamma\, e_n^{-\beta_1/k} e_{n-1}^{-\beta_2/k} e_{n-2}^{-\beta_3/k}
 
     with errors e in units of the tolerance, k the order of the estimate plus one, the factor
-    kept within [0.2, 10]; after a rejection the elementary controller, without growth.
+    kept within [shrink, grow]; after a rejection the elementary controller, without growth.
     """
 
-    def __init__(self, kind: str, error_order: int, dt_max: float) -> None:
-        self._exponents = [beta / (error_order + 1) for beta in CONTROLLERS[kind]]
+    def __init__(self, options: SolveOptions, error_order: int) -> None:
+        self._exponents = [beta / (error_order + 1) for beta in CONTROLLERS[options.controller]]
+        self._safety, self._shrink, self._grow = options.safety, options.shrink, options.grow
         self._elementary = 1.0 / (error_order + 1)
         self._past = [1.0, 1.0]
         self._rejected = False
         self.error_order = error_order
-        self.dt_max = dt_max
+        self.dt_min, self.dt_max = options.dt_min, options.dt_max
+
+    def within(self, dt: float) -> float:
+        """The step size within its limits."""
+        return min(max(dt, self.dt_min), self.dt_max)
 
     @torch.no_grad()
     def first(
         self, rhs: RightHandSide, t0: float, t1: float, z0: Tensor, f0: Tensor, norm: ErrorNorm
     ) -> float:
         """The first step size: one evaluation more."""
-        return min(propose_first(rhs, t0, t1, z0, f0, self.error_order, norm), self.dt_max)
+        return self.within(propose_first(rhs, t0, t1, z0, f0, self.error_order, norm))
 
     def accepted(self, dt: float, error: float, cut: bool = False) -> float:
         """The next step size after a step of size ``dt`` was accepted.
@@ -140,21 +143,21 @@ class StepSize:
             cut: the step was shorter than proposed; its error is not remembered.
         """
         error = max(error, 1e-10)
-        factor = SAFETY
+        factor = self._safety
         for beta, e in zip(self._exponents, (error, *self._past), strict=True):
             factor *= e**-beta
-        grow = 1.0 if self._rejected else GROW
+        grow = 1.0 if self._rejected else self._grow
         if not cut:
             self._past = [error, self._past[0]]
         self._rejected = False
-        return min(dt * min(max(factor, SHRINK), grow), self.dt_max)
+        return self.within(dt * min(max(factor, self._shrink), grow))
 
     def rejected(self, dt: float, error: float) -> float:
         """The next step size after a step of size ``dt`` was rejected."""
         self._rejected = True
         if not math.isfinite(error):
-            return dt * 0.1
-        return dt * max(SHRINK, SAFETY * error**-self._elementary)
+            return self.within(dt * 0.1)
+        return self.within(dt * max(self._shrink, self._safety * error**-self._elementary))
 
 
 def propose_first(

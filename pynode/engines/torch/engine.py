@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pynode import catalogue
 from pynode.engines.torch.adjoints import ADJOINTS, VJP, AdjointProblem
-from pynode.engines.torch.build import build_integrator, custom_norm
+from pynode.engines.torch.build import build_integrator, custom_norm, flat_callbacks
 from pynode.engines.torch.crossings import Watch
 from pynode.engines.torch.failures import explain
 from pynode.engines.torch.integrate import Integrator, OnStep, stops_between
@@ -86,7 +86,7 @@ class TorchEngine:
         times, layout = problem.times, problem.layout
         plan = outputs(times, layout)
         reduce = custom_norm(options.norm, layout.restore) if callable(options.norm) else None
-        stops = stops_between(times.start, times.end, options.tstops)
+        stops = stops_between(times.start, times.end, options.stops)
         integrator = build_integrator(
             as_system(METHODS[options.solver], field, options.jac),
             z0,
@@ -96,6 +96,7 @@ class TorchEngine:
             taped=taped,
             transformed=transformed,
             stops=stops,
+            callbacks=flat_callbacks(options.callbacks, layout.restore),
         )
         log = StepLog(keep) if record else None
         chunks = [plan.initial(z0)]

@@ -20,7 +20,8 @@ def explain(
         place = f" ({where})"
     method = f"{options.solver}, rtol={options.rtol}, atol={options.atol}"
     if not options.is_adaptive:
-        method = f"{options.solver}, dt={options.dt:g}"
+        steps = "a grid of steps" if options.grid else f"dt={options.dt:g}"
+        method = f"{options.solver}, {steps}"
     at = f"{of} with {method} stopped at t={end.t:.6g}"
     if end.retcode is Retcode.MAX_STEPS:
         cause = (

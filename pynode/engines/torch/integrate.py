@@ -17,6 +17,7 @@ from pynode.engines.torch.controller import (
 )
 from pynode.engines.torch.runge_kutta import Piece
 from pynode.engines.torch.steppers import Stepper
+from pynode.options import StepCallbacks
 from pynode.solution import Retcode
 from pynode.transforms import is_batched
 
@@ -50,6 +51,7 @@ class Integrator:
         control: step-size controller; None for fixed steps.
         max_steps: largest number of attempts in one run.
         dt: first (or fixed) step size; None to have it chosen.
+        callbacks: functions of flat states that are called at each step.
     """
 
     def __init__(
@@ -59,11 +61,13 @@ class Integrator:
         control: StepSize | None,
         max_steps: int,
         dt: float | None,
+        callbacks: StepCallbacks | None = None,
     ) -> None:
         self.stepper = stepper
         self.norm, self.control = norm, control
         self.max_steps = max_steps
         self.dt = dt
+        self._callbacks = callbacks or StepCallbacks()
         self.accepted = 0
         self.rejected = 0
         self._limit = max_steps
@@ -122,6 +126,8 @@ class Integrator:
                 t1 = t + direction * dt
             if lands:
                 t1 = stop
+            if self._callbacks.attempt is not None:
+                self._callbacks.attempt(t, z, t1 - t)
             piece = stepper.attempt(t, t1, z)
             error = self._judge(piece)
             if error > 1.0 or not math.isfinite(error):
@@ -130,6 +136,8 @@ class Integrator:
                     return end
                 continue
             self.accepted += 1
+            if self._callbacks.accepted is not None:
+                self._callbacks.accepted(t, z, piece.dt)
             if self.control is not None:
                 # A step cut short by a stop says little about the size that the next may have.
                 cut = lands and abs(piece.dt) < dt
@@ -144,7 +152,9 @@ class Integrator:
     def _judge(self, piece: Piece) -> float:
         """Error in units of the tolerance; NaN for a step that is not finite."""
         if self.norm is not None:
-            return self.norm.of_step(piece, self.stepper.coefficients)
+            error = self.norm.of_step(piece, self.stepper.coefficients)
+            forced = self.control is not None and abs(piece.dt) <= self.control.dt_min
+            return min(error, 1.0) if forced and math.isfinite(error) else error
         with torch.no_grad():
             z1 = piece.z1.detach()
             if is_batched(z1):
@@ -154,12 +164,15 @@ class Integrator:
 
     def _reject(self, piece: Piece, error: float) -> End | None:
         self.rejected += 1
+        if self._callbacks.rejected is not None:
+            self._callbacks.rejected(piece.t, piece.z, piece.dt)
         if self.control is None:
             entry = first_non_finite(piece.z1)
             return End(Retcode.NON_FINITE, piece.t, piece.z, abs(piece.dt), entry)
         self.dt = self.control.rejected(abs(piece.dt), error)
-        smallest = max(8 * math.ulp(piece.t), 1e-30)
-        if not math.isfinite(error) and self.dt < smallest:
+        smallest = max(8 * math.ulp(piece.t), 1e-30, self.control.dt_min)
+        stuck = self.dt < smallest or abs(piece.dt) <= self.control.dt_min
+        if not math.isfinite(error) and stuck:
             entry = first_non_finite(piece.stages, piece.z1)
             return End(Retcode.NON_FINITE, piece.t, piece.z, self.dt, entry)
         return None

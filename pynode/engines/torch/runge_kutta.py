@@ -186,6 +186,11 @@ class Piece:
         self._extended = True
 
 
+def _advanced(z: Tensor, stages: Tensor, weights: Tensor, dt: float) -> Tensor:
+    """z + dt·Σ w_i k_i with the sum first: added one by one, each term would round to z's ulp."""
+    return torch.add(z, torch.mv(stages, weights), alpha=dt)
+
+
 def _polynomial(row: list[float], theta: float) -> float:
     """row[0]·θ + row[1]·θ² + …"""
     value = 0.0
@@ -278,12 +283,16 @@ class ExplicitStepper:
             self._fresh = True
         self._keeps_last = self.tableau.fsal and t1 not in self._jumps
         z_stage = z
+        end = len(c.a) - 1 if self.tableau.fsal else None
         for i in range(1, len(c.a)):
-            z_stage = torch.addmv(z, store.head(i), c.a[i], alpha=dt)
+            if i == end:
+                z_stage = _advanced(z, store.head(i), c.a[i], dt)
+            else:
+                z_stage = torch.addmv(z, store.head(i), c.a[i], alpha=dt)
             node = self._nodes[i]
             # Not t + dt, which rounding may put behind t1.
             store.put(i, rhs(last if node == 1.0 else t + node * dt, z_stage))
-        z1 = z_stage if self.tableau.fsal else torch.addmv(z, store.head(len(c.a)), c.b, alpha=dt)
+        z1 = z_stage if self.tableau.fsal else _advanced(z, store.head(len(c.a)), c.b, dt)
         return Piece(c, t, t1, z, z1, store.stages, last)
 
     def restart(self) -> None:
