@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pynode.engines.torch.rosenbrock_methods import ROSENBROCKS
-from pynode.engines.torch.steppers import METHODS
+from pynode.engines.torch.steppers import METHODS, is_one_step, is_stiff
 from pynode.errors import InputError
 
 ENGINES = ("torch",)
@@ -23,7 +22,10 @@ class SolverInfo:
         engines: the engines that have it.
         reference: paper or source of the coefficients.
         dense_order: order of the dense output.
-        stages: evaluations of the field in one step, after the first, without those in Jacobians.
+        stages: evaluations of the field in one step, after the first, without those in Jacobians;
+            with Newton iterations, implicit stages, each of some evaluations.
+        one_step: a step depends on nothing but the state it begins with. The others cannot take
+            fixed steps, and their steps cannot be made again from checkpoints.
         aliases: other names of the same method, torchdiffeq's among them.
     """
 
@@ -35,6 +37,7 @@ class SolverInfo:
     reference: str
     dense_order: int
     stages: int
+    one_step: bool = True
     aliases: tuple[str, ...] = ()
 
 
@@ -69,11 +72,12 @@ _SOLVERS = tuple(
         name=tableau.name,
         order=tableau.order,
         adaptive=tableau.adaptive,
-        stiff=tableau.name in ROSENBROCKS,
+        stiff=is_stiff(tableau),
         engines=("torch",),
         reference=tableau.reference,
         dense_order=tableau.interpolant_order,
         stages=tableau.stages - tableau.fsal,
+        one_step=is_one_step(tableau),
         aliases=_ALIASES.get(tableau.name, ()),
     )
     for tableau in METHODS.values()

@@ -38,7 +38,7 @@ class SolveOptions:
         dt: the step size where steps are fixed, the first step size where they are adaptive
             (default: chosen after Hairer, Norsett, Wanner, Solving ODEs I, section II.4).
         dt_max: largest step size.
-        controller: ``"i"``, ``"pi"`` or ``"pid"``.
+        controller: ``"i"``, ``"pi"`` or ``"pid"`` (``fbdf`` has one of its own).
         norm: of the scaled error: ``"rms"``, ``"max"``, or a function of a state to a number.
         tstops: times that a step must end on, where the field jumps, say. (Evaluation times
             need none: they are reached by interpolation.)
@@ -123,14 +123,31 @@ class SolveOptions:
                 f"{self.solver} has no error estimate and cannot be adaptive: give dt=..., or "
                 "choose another solver (heun, bs3, tsit5, ...)"
             )
+        backward = catalogue.solver(self.adjoint_solver or self.solver)
+        for one in (info, backward):
+            if not self.is_adaptive and not one.one_step:
+                raise InputError(
+                    f"{one.name} chooses its method along with its steps, which cannot be fixed: "
+                    "use it with adaptive steps, or a one-step solver (kvaerno5, rodas5p, ...)"
+                )
+        if self.checkpoints is not None and not info.one_step:
+            raise InputError(
+                f"checkpoints= has no meaning for {info.name}, whose steps depend on those before "
+                "them and cannot be made again from one state: leave it out, or use a one-step "
+                "solver (kvaerno5, rodas5p, ...)"
+            )
+        if self.solver == "fbdf" and self.controller != "pi":
+            raise InputError(
+                f"controller={self.controller!r} has no meaning for fbdf, which chooses order and "
+                "step size together: leave it out"
+            )
         if not self.is_adaptive and self.dt is None:
             raise InputError(
                 f"{self.solver} takes fixed steps here: give their size as dt=..., in units of t"
             )
-        backward = self.adjoint_solver or self.solver
-        if catalogue.solver(backward).stiff and self.sensitivity in ("backsolve", "interpolating"):
+        if backward.stiff and self.sensitivity in ("backsolve", "interpolating"):
             raise InputError(
-                f"sensitivity={self.sensitivity!r} with the stiff solver {backward} would need a "
+                f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} would need a "
                 "Jacobian of the size of all parameters: use 'gauss', 'quadrature' or 'discrete', "
                 "or give an explicit adjoint_solver"
             )
@@ -158,8 +175,10 @@ class SolveOptions:
                 # The adjoint is another state: a per-entry tolerance has no meaning for it.
                 changes[name] = float(getattr(self, name).min())
         info = catalogue.solver(changes.get("solver", self.solver))
-        adaptive = self.is_adaptive and info.adaptive
-        return replace(self, **changes, adaptive=adaptive, norm="rms", dense=False)
+        changes["adaptive"] = self.is_adaptive and info.adaptive
+        changes["jac"] = self.jac if info.stiff else None
+        changes["controller"] = "pi" if info.name == "fbdf" else self.controller
+        return replace(self, **changes, norm="rms", dense=False, checkpoints=None)
 
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any]) -> SolveOptions:

@@ -22,6 +22,7 @@ class Retcode(StrEnum):
     MAX_STEPS = "max_steps"
     DT_UNDERFLOW = "dt_underflow"
     NON_FINITE = "non_finite"
+    NOT_CONVERGED = "not_converged"
 
 
 @dataclass
@@ -37,6 +38,10 @@ class Statistics:
         accepted_backward, rejected_backward: steps of the adjoint solve.
         jacobians: Jacobians of the field that implicit methods evaluated, forward and backward;
             the evaluation of the field inside each counts as nfe too.
+        factorisations: LU factorisations of a batch of matrices, forward and backward.
+        newton_failures: Newton iterations that did not converge with a new Jacobian, forward and
+            backward; each is a rejected step.
+        switches: how often ``auto`` changed its method, forward and backward.
     """
 
     nfe: int = 0
@@ -47,6 +52,9 @@ class Statistics:
     accepted_backward: int = 0
     rejected_backward: int = 0
     jacobians: int = 0
+    factorisations: int = 0
+    newton_failures: int = 0
+    switches: int = 0
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)

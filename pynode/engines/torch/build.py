@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from pynode.engines.torch.bdf import BdfStepper
+from pynode.engines.torch.bdf_control import BdfControl
 from pynode.engines.torch.controller import NORMS, ErrorNorm, Reduce, StepSize
-from pynode.engines.torch.integrate import Integrator
+from pynode.engines.torch.integrate import Control, Integrator
 from pynode.engines.torch.runge_kutta import RightHandSide
 from pynode.engines.torch.steppers import METHODS, make_stepper
 from pynode.options import SolveOptions
@@ -30,8 +32,8 @@ def build_integrator(
         tolerances: rtol and atol, where they are per entry (N,).
     """
     method = METHODS[options.solver]
-    stepper = make_stepper(method, rhs, like, taped, options.tstops)
-    norm = control = None
+    norm: ErrorNorm | None = None
+    control: Control | None = None
     if options.is_adaptive:
         rtol, atol = tolerances or (options.rtol, options.atol)
         if reduce is None:
@@ -39,6 +41,10 @@ def build_integrator(
             reduce = NORMS[options.norm]
         norm = ErrorNorm(rtol, atol, reduce, transformed)
         control = StepSize(options.controller, method.error_order, options.dt_max)
+    stepper = make_stepper(method, rhs, like, taped, options.tstops, norm, transformed)
+    if isinstance(stepper, BdfStepper):
+        assert norm is not None
+        control = BdfControl(stepper, norm, options.dt_max)
     dt = None if options.dt is None else min(options.dt, options.dt_max)
     return Integrator(stepper, norm, control, options.max_steps, dt)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pynode.engines.torch.host import to_host
 from pynode.engines.torch.runge_kutta import Piece, StepCoefficients
 from pynode.options import CONTROLLERS
 
@@ -26,41 +27,6 @@ def maximum(x: Tensor) -> Tensor:
 
 
 NORMS: dict[str, Reduce] = {"rms": rms, "max": maximum}
-
-
-class _MaxOverBatch(torch.autograd.Function):
-    """The identity; under vmap, the largest value of the batch.
-
-    Step sizes are decided on the host by one number, so a vmapped solve takes the steps that
-    suit its worst sample, as a batched one does.
-    """
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        pass
-
-    @staticmethod
-    def backward(ctx, grad) -> None:  # type: ignore[no-untyped-def]
-        return None
-
-    @staticmethod
-    def jvp(ctx, tangent):  # type: ignore[no-untyped-def]
-        return None
-
-    @staticmethod
-    def vmap(info, in_dims, x: Tensor):  # type: ignore[no-untyped-def]
-        return _MaxOverBatch.apply(x.amax(dim=in_dims[0])), None
-
-
-def to_host(x: Tensor, transformed: bool) -> float:
-    """A 0-d tensor as a number: the one synchronisation of a step."""
-    if transformed:
-        x = _MaxOverBatch.apply(x.detach())
-    return float(x)
 
 
 class ErrorNorm:
@@ -85,8 +51,11 @@ class ErrorNorm:
         scale = self.scale(piece.z, piece.z1)
         stages = piece.stages.t()
         size = abs(piece.dt)
-        assert c.error is not None
-        error = torch.mv(stages, c.error * size)
+        if piece.error is None:
+            assert c.error is not None
+            error = torch.mv(stages, c.error * size)
+        else:
+            error = piece.error
         # An infinite state has an infinite scale, so an error of 0: times 0 it is NaN instead.
         high = self.reduce(torch.add(error / scale, piece.z1, alpha=0.0))
         if c.error_low is None:
@@ -115,6 +84,8 @@ class StepSize:
     kept within [0.2, 10]; after a rejection the elementary controller, without growth.
     """
 
+    restarts = False
+
     def __init__(self, kind: str, error_order: int, dt_max: float) -> None:
         self._exponents = [beta / (error_order + 1) for beta in CONTROLLERS[kind]]
         self._elementary = 1.0 / (error_order + 1)
@@ -142,7 +113,7 @@ class StepSize:
         """The next step size after a step of size ``dt`` was rejected."""
         self._rejected = True
         if not math.isfinite(error):
-            return dt * 0.1
+            return dt * (0.1 if math.isnan(error) else 0.25)
         return dt * max(SHRINK, SAFETY * error**-self._elementary)
 
 

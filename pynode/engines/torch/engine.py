@@ -80,7 +80,7 @@ class TorchEngine:
             taped=taped,
             transformed=transformed,
         )
-        log = StepLog(keep) if record else None
+        log = StepLog(keep, norm=integrator.norm) if record else None
         chunks = [plan.initial(z0)]
         on_step = _reader(plan, chunks, field, log)
         stops = stops_between(times.start, times.end, options.tstops)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pynode.engines.torch.controller import (
     ErrorNorm,
-    StepSize,
     first_step_size,
     maximum,
     to_host,
@@ -21,6 +21,21 @@ from pynode.engines.torch.steppers import Stepper
 from pynode.solution import Retcode
 
 OnStep = Callable[[Piece], None]
+
+
+class Control(Protocol):
+    """Chooses step sizes: :class:`StepSize`, or a method's own.
+
+    Attributes:
+        restarts: after a stop the method begins anew, with a first step size.
+    """
+
+    dt_max: float
+    restarts: bool
+
+    def accepted(self, dt: float, error: float, cut: bool = False) -> float: ...
+
+    def rejected(self, dt: float, error: float) -> float: ...
 
 
 @dataclass
@@ -55,7 +70,7 @@ class Integrator:
         self,
         stepper: Stepper,
         norm: ErrorNorm | None,
-        control: StepSize | None,
+        control: Control | None,
         max_steps: int,
         dt: float | None,
     ) -> None:
@@ -66,6 +81,7 @@ class Integrator:
         self.accepted = 0
         self.rejected = 0
         self._limit = max_steps
+        self._begun = False
 
     def run(
         self,
@@ -78,12 +94,18 @@ class Integrator:
         """Integrate from (t0, z0) through all ``stops``, each of which a step ends on."""
         self._limit = self.accepted + self.rejected + self.max_steps
         f0 = self.stepper.begin(t0, stops[0], z0, first)
-        if self.dt is None:
+        restarts = self.control is not None and self.control.restarts
+        if self.dt is None or (restarts and self._begun):
             self.dt = self._choose_first(t0, stops[-1], z0, f0)
             if not math.isfinite(self.dt):
                 return End(Retcode.NON_FINITE, t0, z0, self.dt, first_non_finite(f0, z0))
+        self._begun = True
         t, z = t0, z0
-        for stop in stops:
+        for i, stop in enumerate(stops):
+            if i and restarts:
+                f = self.stepper.begin(t, stop, z)
+                dt = self._choose_first(t, stop, z, f)
+                self.dt = dt if math.isfinite(dt) else self.dt
             end = self._stretch(t, z, stop, on_step)
             if end.retcode is not Retcode.SUCCESS:
                 return end
@@ -144,6 +166,8 @@ class Integrator:
 
     def _judge(self, piece: Piece) -> float:
         """Error in units of the tolerance; NaN for a step that is not finite."""
+        if piece.failure is not None:
+            return piece.failure
         if self.norm is not None:
             return self.norm.of_step(piece, self.stepper.coefficients)
         with torch.no_grad():
@@ -154,14 +178,21 @@ class Integrator:
     def _reject(self, piece: Piece, error: float) -> End | None:
         self.rejected += 1
         if self.control is None:
-            entry = first_non_finite(piece.z1)
-            return End(Retcode.NON_FINITE, piece.t, piece.z, abs(piece.dt), entry)
+            return _failed(piece, abs(piece.dt))
         self.dt = self.control.rejected(abs(piece.dt), error)
         smallest = max(8 * math.ulp(piece.t), 1e-30)
         if not math.isfinite(error) and self.dt < smallest:
-            entry = first_non_finite(piece.stages, piece.z1)
-            return End(Retcode.NON_FINITE, piece.t, piece.z, self.dt, entry)
+            return _failed(piece, self.dt)
         return None
+
+
+def _failed(piece: Piece, dt: float) -> End:
+    """The end of a solve whose last attempt gave no finite step."""
+    if piece.failure == math.inf:
+        return End(Retcode.NOT_CONVERGED, piece.t, piece.z, dt)
+    return End(
+        Retcode.NON_FINITE, piece.t, piece.z, dt, first_non_finite(piece.stages, piece.z1)
+    )
 
 
 def stops_between(start: float, end: float, tstops: Sequence[float]) -> list[float]:

@@ -12,10 +12,17 @@ from torch import Tensor
 
 from pynode.engines.torch.runge_kutta import Jumps, Piece
 from pynode.engines.torch.tableau import Row
+from pynode.solution import Statistics
 
 
 class StiffSystem(Protocol):
-    """A right-hand side with the derivatives that an implicit method needs."""
+    """A right-hand side with the derivatives that an implicit method needs.
+
+    Attributes:
+        stats: where Jacobians, factorisations and failures of Newton's iteration are counted.
+    """
+
+    stats: Statistics
 
     def __call__(self, t: float, z: Tensor) -> Tensor:
         """f (N,)."""
@@ -182,6 +189,7 @@ class RosenbrockStepper:
             self._slope = self.rhs.time_derivative(start, z)
         blocks, width = self._jacobian.shape[0], self._jacobian.shape[-1]
         eye = torch.eye(width, dtype=z.dtype, device=z.device)
+        self.rhs.stats.factorisations += 1
         # A singular matrix gives NaN, which rejects the step; it must not raise.
         lu, pivots, _ = torch.linalg.lu_factor_ex(eye / self.tableau.gamma - dt * self._jacobian)
         f = self._first
