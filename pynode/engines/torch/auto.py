@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from pynode.engines.torch.host import to_host
+from pynode.engines.torch.methods import TABLEAUS
 from pynode.engines.torch.rosenbrock import (
     RosenbrockCoefficients,
     RosenbrockStepper,
     RosenbrockTableau,
     StiffSystem,
 )
+from pynode.engines.torch.rosenbrock_methods import ROSENBROCKS
 from pynode.engines.torch.runge_kutta import Coefficients, ExplicitStepper, Jumps, Piece
 from pynode.engines.torch.tableau import Tableau
 
@@ -43,7 +45,7 @@ class AutoMethod:
     pair: tuple[int, int]
     stability: float
     reference: str
-    threshold: float = 0.9
+    threshold: float = 0.75
     to_implicit: int = 10
     to_explicit: int = 3
 
@@ -93,8 +95,10 @@ class AutoStepper:
         self._explicit = ExplicitStepper(method.explicit, system, like, taped, jumps)
         self._implicit = RosenbrockStepper(method.implicit, system, like, jumps)
         self._stepper: ExplicitStepper | RosenbrockStepper = self._explicit
-        self._jumps = jumps
         self._transformed = transformed
+        i, j = method.pair
+        a = self._explicit.coefficients.a
+        self._apart = a[i] - torch.nn.functional.pad(a[j], (0, i - j))
         self._votes = 0
         self._piece: Piece | None = None
 
@@ -119,23 +123,35 @@ class AutoStepper:
         stiff = self._stiffness(piece) > method.threshold * method.stability
         self._votes = self._votes + 1 if stiff == explicit else 0
         self._stepper.advance()
-        if self._votes < (method.to_implicit if explicit else method.to_explicit):
-            return
-        self._votes = 0
-        self.rhs.stats.switches += 1
-        first = self._stepper.pending()
-        self._stepper = self._implicit if explicit else self._explicit
-        self._stepper.resume(first)
+        if self._votes >= (method.to_implicit if explicit else method.to_explicit):
+            self._votes = 0
+            self.rhs.stats.switches += 1
+            self._stepper = self._implicit if explicit else self._explicit
+            self._stepper.begin(piece.t1, piece.t1 + piece.dt, piece.z1)
 
     @torch.no_grad()
     def _stiffness(self, piece: Piece) -> float:
-        """h·|λ|, of the stiffest sample."""
+        """h·|λ| of the stiffest sample."""
         if self._stepper is self._implicit:
             return abs(piece.dt) * to_host(self._implicit.jacobian_size(), self._transformed)
         i, j = self.tableau.pair
-        rows = self.rhs.rows
-        change = (piece.stages[i] - piece.stages[j]).detach().reshape(rows, -1)
-        # The stages' arguments differ by their rows of A.
-        c = self._explicit.coefficients
-        weights = torch.nn.functional.pad(c.a[i], (0, i - j)) 
-        raise NotImplementedError
+        rows, z = self.rhs.rows, piece.z.detach().reshape(self.rhs.rows, -1)
+        stages = piece.stages.detach().reshape(len(piece.stages), rows, -1)
+        slopes = torch.linalg.vector_norm(stages[i] - stages[j], dim=1)
+        apart = torch.einsum("s,sbd->bd", self._apart, stages[:i])
+        # Where two states differ by no more than rounding they tell nothing.
+        rounding = 100 * torch.finfo(z.dtype).eps / abs(piece.dt) * torch.linalg.vector_norm(z, dim=1)
+        states = torch.linalg.vector_norm(apart, dim=1) + rounding
+        ratio = slopes / states.clamp_min(torch.finfo(z.dtype).tiny)
+        return to_host(ratio.amax(), self._transformed)
+
+
+AUTO = AutoMethod(
+    name="auto",
+    explicit=TABLEAUS["tsit5"],
+    implicit=ROSENBROCKS["rodas5p"],
+    pair=(6, 5),
+    stability=3.5068,
+    reference="tsit5 and rodas5p, changed as OrdinaryDiffEq.jl's AutoTsit5; Hairer & Wanner, "
+    "Solving ODEs II, section IV.2",
+)

@@ -19,9 +19,11 @@ class StiffSystem(Protocol):
     """A right-hand side with the derivatives that an implicit method needs.
 
     Attributes:
+        rows: number of samples B.
         stats: where Jacobians, factorisations and failures of Newton's iteration are counted.
     """
 
+    rows: int
     stats: Statistics
 
     def __call__(self, t: float, z: Tensor) -> Tensor:
@@ -211,6 +213,11 @@ class RosenbrockStepper:
         v = torch.stack(stages)
         z1 = torch.addmv(z, v.t(), c.b, alpha=dt)
         return Piece(c, t, t1, z, z1, v)
+
+    def jacobian_size(self) -> Tensor:
+        """The largest of the row sums of the last attempt's Jacobian, 0-d."""
+        assert self._jacobian is not None
+        return self._jacobian.detach().abs().sum(dim=-1).amax()
 
     def advance(self) -> None:
         """The last attempt was accepted."""

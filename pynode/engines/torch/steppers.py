@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pynode.engines.torch.auto import AUTO, AutoMethod, AutoStepper
 from pynode.engines.torch.bdf import BdfMethod, BdfStepper
 from pynode.engines.torch.derivatives import StiffField
 from pynode.engines.torch.esdirk import EsdirkStepper, EsdirkTableau
@@ -19,10 +20,16 @@ from pynode.engines.torch.runge_kutta import ExplicitStepper, Jumps
 from pynode.engines.torch.tableau import Tableau
 from pynode.field import FlatField
 
-Method = Tableau | RosenbrockTableau | EsdirkTableau | BdfMethod
-Stepper = ExplicitStepper | RosenbrockStepper | EsdirkStepper | BdfStepper
+Method = Tableau | RosenbrockTableau | EsdirkTableau | BdfMethod | AutoMethod
+Stepper = ExplicitStepper | RosenbrockStepper | EsdirkStepper | BdfStepper | AutoStepper
 
-METHODS: dict[str, Method] = {**TABLEAUS, **ROSENBROCKS, **ESDIRKS, "fbdf": BdfMethod()}
+METHODS: dict[str, Method] = {
+    **TABLEAUS,
+    **ROSENBROCKS,
+    **ESDIRKS,
+    "fbdf": BdfMethod(),
+    "auto": AUTO,
+}
 
 
 def make_stepper(
@@ -48,6 +55,8 @@ def make_stepper(
         return RosenbrockStepper(method, system, like, jumps)
     if isinstance(method, EsdirkTableau):
         return EsdirkStepper(method, system, like, taped, jumps, norm, transformed)
+    if isinstance(method, AutoMethod):
+        return AutoStepper(method, system, like, taped, jumps, transformed)
     if isinstance(method, BdfMethod):
         assert norm is not None
         return BdfStepper(method, system, taped, jumps, norm, transformed)
@@ -61,7 +70,7 @@ def is_stiff(method: Method) -> bool:
 
 def is_one_step(method: Method) -> bool:
     """Whether a step depends on nothing but the state that it begins with."""
-    return not isinstance(method, BdfMethod)
+    return not isinstance(method, BdfMethod | AutoMethod)
 
 
 def as_system(method: Method, field: FlatField, jac: Any) -> FlatField | StiffField:
