@@ -147,9 +147,9 @@ class SolveOptions:
             )
         if backward.stiff and self.sensitivity in ("backsolve", "interpolating"):
             raise InputError(
-                f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} would need a "
-                "Jacobian of the size of all parameters: use 'gauss', 'quadrature' or 'discrete', "
-                "or give an explicit adjoint_solver"
+                f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} would "
+                "need a Jacobian of the size of all parameters: use 'gauss', 'quadrature' or "
+                "'discrete', or give an explicit adjoint_solver"
             )
         if self.jac is not None and not info.stiff:
             raise InputError(f"jac= has no meaning for {self.solver}, which is explicit")

@@ -140,8 +140,9 @@ class AutoStepper:
         slopes = torch.linalg.vector_norm(stages[i] - stages[j], dim=1)
         apart = torch.einsum("s,sbd->bd", self._apart, stages[:i])
         # Where two states differ by no more than rounding they tell nothing.
-        rounding = 100 * torch.finfo(z.dtype).eps / abs(piece.dt) * torch.linalg.vector_norm(z, dim=1)
-        states = torch.linalg.vector_norm(apart, dim=1) + rounding
+        rounding = 100 * torch.finfo(z.dtype).eps / abs(piece.dt)
+        states = torch.linalg.vector_norm(apart, dim=1)
+        states = states + rounding * torch.linalg.vector_norm(z, dim=1)
         ratio = slopes / states.clamp_min(torch.finfo(z.dtype).tiny)
         return to_host(ratio.amax(), self._transformed)
 

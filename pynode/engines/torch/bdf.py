@@ -62,12 +62,11 @@ class _Polynomial:
         nodes: (t_i − t)/dt of those values; that of z itself is 0.
     """
 
-    error: Tensor | None = None
-    error_low: Tensor | None = None
-    extra_a: ClassVar[list[Tensor]] = []
-    extra_c: Row = ()
-
     def __init__(self, nodes: list[float]) -> None:
+        self.error: Tensor | None = None
+        self.error_low: Tensor | None = None
+        self.extra_a: list[Tensor] = []
+        self.extra_c: Row = ()
         self._nodes = nodes
         self.degree = len(nodes)
 
@@ -214,4 +213,5 @@ def predict(x: list[float]) -> tuple[list[float], list[float]]:
 
 def difference(x: list[float]) -> list[float]:
     """Weights at nodes x of their divided difference."""
-    return [1.0 / math.prod(here - s for j, s in enumerate(x) if j != i) for i, here in enumerate(x)]
+    others = [[s for j, s in enumerate(x) if j != i] for i in range(len(x))]
+    return [1.0 / math.prod(x[i] - s for s in rest) for i, rest in enumerate(others)]

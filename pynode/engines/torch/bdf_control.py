@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 
 from pynode.engines.torch.bdf import MAX_ORDER, BdfStepper
-from pynode.engines.torch.controller import GROW, SAFETY, SHRINK, ErrorNorm
+from pynode.engines.torch.controller import GROW, SHRINK, ErrorNorm
+
+SAFETY = 0.8
+"""Lower than that of one-step methods: a rejected step costs the order's steps of one size."""
 
 STEADY = 1.2
 """A step size that could grow by less than this stays, and with it the factorisation."""

@@ -14,6 +14,9 @@ from pynode.engines.torch.runge_kutta import RightHandSide
 from pynode.engines.torch.steppers import METHODS, make_stepper
 from pynode.options import SolveOptions
 
+EXACT = 1e-5
+"""The part of the tolerance that Newton's iterations may err by where steps are made again."""
+
 
 def build_integrator(
     rhs: RightHandSide,
@@ -40,6 +43,8 @@ def build_integrator(
             assert isinstance(options.norm, str)
             reduce = NORMS[options.norm]
         norm = ErrorNorm(rtol, atol, reduce, transformed)
+        if options.sensitivity == "discrete" and options.checkpoints is not None:
+            norm.kappa = EXACT  # the backward pass makes the same steps again
         control = StepSize(options.controller, method.error_order, options.dt_max)
     stepper = make_stepper(method, rhs, like, taped, options.tstops, norm, transformed)
     if isinstance(stepper, BdfStepper):

@@ -36,7 +36,12 @@ class ErrorNorm:
         rtol, atol: numbers, or flat tensors (N,).
         reduce: the norm.
         transformed: the solve runs under a torch.func transform.
+
+    Attributes:
+        kappa: the part of the tolerance that the error of Newton's iterations may be.
     """
+
+    kappa = 0.01
 
     def __init__(
         self, rtol: float | Tensor, atol: float | Tensor, reduce: Reduce, transformed: bool

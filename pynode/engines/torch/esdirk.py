@@ -260,10 +260,10 @@ class EsdirkStepper:
 
     @torch.no_grad()
     def _error(self, dt: float) -> Tensor | None:
-        if not self.tableau.filtered:
+        row = self.coefficients.error
+        if row is None or not self.tableau.filtered:
             return None
-        error = torch.mv(self._store.stages.detach().t(), self.coefficients.error * abs(dt))
-        return self.newton.filtered(error)
+        return self.newton.filtered(torch.mv(self._store.stages.detach().t(), row * abs(dt)))
 
     def advance(self) -> None:
         """The last attempt was accepted."""

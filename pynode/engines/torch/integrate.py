@@ -190,9 +190,7 @@ def _failed(piece: Piece, dt: float) -> End:
     """The end of a solve whose last attempt gave no finite step."""
     if piece.failure == math.inf:
         return End(Retcode.NOT_CONVERGED, piece.t, piece.z, dt)
-    return End(
-        Retcode.NON_FINITE, piece.t, piece.z, dt, first_non_finite(piece.stages, piece.z1)
-    )
+    return End(Retcode.NON_FINITE, piece.t, piece.z, dt, first_non_finite(piece.stages, piece.z1))
 
 
 def stops_between(start: float, end: float, tstops: Sequence[float]) -> list[float]:

@@ -12,10 +12,7 @@ from pynode.engines.torch.host import to_host
 from pynode.engines.torch.rosenbrock import StiffSystem
 from pynode.errors import GradientError
 
-KAPPA = 0.01
-"""The iteration's error may be this part of the step's tolerance (Hairer & Wanner's kappa)."""
-
-SLOW = 4
+SLOW = 3
 """After so many iterations the next step begins with a new Jacobian."""
 
 FIXED_ITERATIONS = 40
@@ -26,7 +23,13 @@ REUSE = 0.2
 
 
 class Scale(Protocol):
-    """What Newton's iteration needs of the error norm."""
+    """What Newton's iteration needs of the error norm.
+
+    Attributes:
+        kappa: the iteration's error may be this part of a step's tolerance.
+    """
+
+    kappa: float
 
     def scale(self, z: Tensor, z1: Tensor) -> Tensor:
         """The tolerance of each entry, (N,)."""
@@ -99,7 +102,7 @@ class Newton:
         assert self._jacobian is not None
         eps = torch.finfo(z.dtype).eps
         if self.norm is not None:
-            return KAPPA * self.norm.scale(z, z) + 10 * eps * z.abs()
+            return self.norm.kappa * self.norm.scale(z, z) + 10 * eps * z.abs()
         rows = self._jacobian.shape[0]
         size = torch.maximum(z.abs(), (dt * f).abs()).reshape(rows, -1).amax(dim=1, keepdim=True)
         least = torch.finfo(z.dtype).tiny
@@ -162,7 +165,9 @@ class Newton:
         tolerance = self._tolerance
         eta = self._eta
         w = w.reshape(rows, width)
-        size = active = rate = None
+        size: Tensor | None = None
+        active: Tensor | None = None
+        rate: Tensor | None = None
         verdict = Verdict.GOES_ON
         for m in range(1, self.most + 1):
             f = self.system(t, base + w.reshape(-1)).detach().reshape(rows, width)

@@ -58,9 +58,13 @@ class StepCoefficients(Protocol):
     error_low: Tensor | None
     extra_a: list[Tensor]
     extra_c: tuple[float, ...]
-    interpolant_rows: list[list[float]]
-    interpolant: Tensor
     degree: int
+
+    @property
+    def interpolant_rows(self) -> list[list[float]]: ...
+
+    @property
+    def interpolant(self) -> Tensor: ...
 
 
 class Coefficients:
