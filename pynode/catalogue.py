@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pynode.engines.torch.rosenbrock_methods import ROSENBROCKS
-from pynode.engines.torch.steppers import METHODS
+from pynode.engines.torch.steppers import METHODS, is_one_step, is_stiff
 from pynode.engines.torch.symplectic_methods import SYMPLECTICS
 from pynode.errors import InputError
 
@@ -24,7 +23,10 @@ class SolverInfo:
         engines: the engines that have it.
         reference: paper or source of the coefficients.
         dense_order: order of the dense output.
-        stages: evaluations of the field in one step, after the first, without those in Jacobians.
+        stages: evaluations of the field in one step, after the first, without those in Jacobians;
+            with Newton iterations, implicit stages, each of some evaluations.
+        one_step: a step depends on nothing but the state it begins with. The others cannot take
+            fixed steps, and their steps cannot be made again from checkpoints.
         aliases: other names of the same method, torchdiffeq's among them.
         separable: for states (q, p) with dq a function of p and dp one of q alone.
     """
@@ -37,6 +39,7 @@ class SolverInfo:
     reference: str
     dense_order: int
     stages: int
+    one_step: bool = True
     aliases: tuple[str, ...] = ()
     separable: bool = False
 
@@ -81,11 +84,12 @@ _SOLVERS = tuple(
         name=tableau.name,
         order=tableau.order,
         adaptive=tableau.adaptive,
-        stiff=tableau.name in ROSENBROCKS,
+        stiff=is_stiff(tableau),
         engines=ENGINES if tableau.name in _IN_JULIA else ("torch",),
         reference=tableau.reference,
         dense_order=tableau.interpolant_order,
         stages=tableau.stages - tableau.fsal,
+        one_step=is_one_step(tableau),
         aliases=_ALIASES.get(tableau.name, ()),
         separable=tableau.name in SYMPLECTICS,
     )

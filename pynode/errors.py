@@ -47,7 +47,8 @@ class SolveError(PynodeError, RuntimeError):
     """A solve ended before the last time.
 
     Attributes:
-        retcode: how it ended (``max_steps``, ``dt_underflow``, ``non_finite``, ``max_events``).
+        retcode: how it ended (``max_steps``, ``dt_underflow``, ``non_finite``,
+            ``not_converged``, ``max_events``).
         t: the time that was reached.
         sample: index of the first offending sample, or None where that cannot be told.
         solution: what had been computed; times not reached hold NaN.

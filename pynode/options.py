@@ -62,7 +62,7 @@ class SolveOptions:
         dt_min, dt_max: smallest and largest step size. A step of size ``dt_min`` is accepted
             whatever its error.
         grid: instead of ``dt``, times between which fixed steps go; those inside the solve count.
-        controller: ``"i"``, ``"pi"`` or ``"pid"``.
+        controller: ``"i"``, ``"pi"`` or ``"pid"`` (``fbdf`` has one of its own).
         safety, shrink, grow: the controller's safety factor, and the least and the largest
             factor by which it changes the step size.
         norm: of the scaled error: ``"rms"``, ``"max"``, or a function of a state to a number.
@@ -184,24 +184,42 @@ class SolveOptions:
             raise InputError(
                 f"{self.solver} takes fixed steps here: give their size as dt=..., in units of t"
             )
-        backward = self.adjoint_solver or self.solver
+        backward = catalogue.solver(self.adjoint_solver or self.solver)
+        for one in (info, backward):
+            if not self.is_adaptive and not one.one_step:
+                raise InputError(
+                    f"{one.name} chooses its method along with its steps, which cannot be fixed: "
+                    "use it with adaptive steps, or a one-step solver (kvaerno5, rodas5p, ...)"
+                )
+        if self.checkpoints is not None and not info.one_step:
+            raise InputError(
+                f"checkpoints= has no meaning for {info.name}, whose steps depend on those before "
+                "them and cannot be made again from one state: leave it out, or use a one-step "
+                "solver (kvaerno5, rodas5p, ...)"
+            )
+        own = (self.controller, self.safety) != ("pi", 0.9)
+        if self.solver == "fbdf" and own:
+            raise InputError(
+                f"controller={self.controller!r} and safety={self.safety!r} have no meaning for "
+                "fbdf, which chooses order and step size together: leave them out"
+            )
         heavy = self.sensitivity in ("backsolve", "interpolating")
-        if catalogue.solver(backward).stiff and heavy and self.engine == "julia":
+        if backward.stiff and heavy and self.engine == "julia":
             warnings.warn(
-                f"sensitivity={self.sensitivity!r} with the stiff solver {backward} solves linear "
-                "systems of the size of all parameters: 'gauss' is far faster",
+                f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} solves "
+                "linear systems of the size of all parameters: 'gauss' is far faster",
                 stacklevel=4,
             )
-        elif catalogue.solver(backward).stiff and heavy:
+        elif backward.stiff and heavy:
             raise InputError(
-                f"sensitivity={self.sensitivity!r} with the stiff solver {backward} would need a "
-                "Jacobian of the size of all parameters: use 'gauss', 'quadrature' or 'discrete', "
-                "or give an explicit adjoint_solver"
+                f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} would "
+                "need a Jacobian of the size of all parameters: use 'gauss', 'quadrature' or "
+                "'discrete', or give an explicit adjoint_solver"
             )
         exact = self.sensitivity in ("discrete", "reversible")
-        if catalogue.solver(backward).separable and not exact:
+        if backward.separable and not exact:
             raise InputError(
-                f"{backward} is for separable states (q, p), which the system of "
+                f"{backward.name} is for separable states (q, p), which the system of "
                 f"sensitivity={self.sensitivity!r} has not: use 'discrete', or give an "
                 "adjoint_solver of another kind"
             )
@@ -289,8 +307,11 @@ class SolveOptions:
                 # The adjoint is another state: a per-entry tolerance has no meaning for it.
                 changes[name] = float(getattr(self, name).min())
         info = catalogue.solver(changes.get("solver", self.solver))
-        adaptive = self.is_adaptive and info.adaptive
-        return replace(self, **changes, adaptive=adaptive, norm="rms", dense=False, callbacks=None)
+        changes["adaptive"] = self.is_adaptive and info.adaptive
+        changes["jac"] = self.jac if info.stiff else None
+        if info.name == "fbdf":
+            changes |= {"controller": "pi", "safety": 0.9}
+        return replace(self, **changes, norm="rms", dense=False, checkpoints=None, callbacks=None)
 
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any]) -> SolveOptions:

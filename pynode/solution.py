@@ -29,6 +29,7 @@ class Retcode(StrEnum):
     NON_FINITE = "non_finite"
     TERMINATED = "terminated"
     MAX_EVENTS = "max_events"
+    NOT_CONVERGED = "not_converged"
 
 
 @dataclass
@@ -45,6 +46,10 @@ class Statistics:
         jacobians: Jacobians of the field that implicit methods evaluated, forward and backward;
             the evaluation of the field inside each counts as nfe too.
         conditions: evaluations of events' conditions.
+        factorisations: LU factorisations of a batch of matrices, forward and backward.
+        newton_failures: Newton iterations that did not converge with a new Jacobian, forward and
+            backward; each is a rejected step.
+        switches: how often ``auto`` changed its method, forward and backward.
     """
 
     nfe: int = 0
@@ -56,6 +61,9 @@ class Statistics:
     rejected_backward: int = 0
     jacobians: int = 0
     conditions: int = 0
+    factorisations: int = 0
+    newton_failures: int = 0
+    switches: int = 0
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)

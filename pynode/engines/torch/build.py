@@ -7,14 +7,19 @@ from collections.abc import Callable, Collection
 
 from torch import Tensor
 
+from pynode.engines.torch.bdf import BdfStepper
+from pynode.engines.torch.bdf_control import BdfControl
 from pynode.engines.torch.controller import NORMS, ErrorNorm, Reduce, StepSize
-from pynode.engines.torch.integrate import Integrator
+from pynode.engines.torch.integrate import Control, Integrator
 from pynode.engines.torch.reversible import reversible_stepper
 from pynode.engines.torch.runge_kutta import Jumps, RightHandSide
 from pynode.engines.torch.steppers import METHODS, Stepper, make_stepper
 from pynode.engines.torch.tableau import Tableau
 from pynode.engines.torch.through_steps import StepTape, TapedNorm, TapedStepper, TapedStepSize
 from pynode.options import SolveOptions, StepCallback, StepCallbacks
+
+EXACT = 1e-5
+"""The part of the tolerance that Newton's iterations may err by where steps are made again."""
 
 
 def build_integrator(
@@ -40,17 +45,23 @@ def build_integrator(
     if taped and options.through_steps:
         return _through_steps(rhs, like, options, reduce, tolerances, stops, callbacks)
     method = METHODS[options.solver]
+    norm: ErrorNorm | None = None
+    control: Control | None = None
+    if options.is_adaptive:
+        rtol, atol = tolerances or (options.rtol, options.atol)
+        norm = ErrorNorm(rtol, atol, reduce or _named(options.norm), transformed)
+        if options.sensitivity == "discrete" and options.checkpoints is not None:
+            norm.kappa = EXACT  # the backward pass makes the same steps again
+        control = StepSize(options, method.error_order)
     stepper: Stepper
     if options.coupling is not None:
         assert isinstance(method, Tableau)
         stepper = reversible_stepper(method, rhs, like, taped, options.tstops, options.coupling)
     else:
-        stepper = make_stepper(method, rhs, like, taped, options.tstops)
-    norm = control = None
-    if options.is_adaptive:
-        rtol, atol = tolerances or (options.rtol, options.atol)
-        norm = ErrorNorm(rtol, atol, reduce or _named(options.norm), transformed)
-        control = StepSize(options, method.error_order)
+        stepper = make_stepper(method, rhs, like, taped, options.tstops, norm, transformed)
+    if isinstance(stepper, BdfStepper):
+        assert norm is not None
+        control = BdfControl(options, stepper, norm)
     dt = _given_step(options)
     return Integrator(stepper, norm, control, options.max_steps, dt, callbacks)
 

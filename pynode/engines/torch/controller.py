@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pynode.engines.torch.host import to_host
 from pynode.engines.torch.runge_kutta import Piece, RightHandSide, StepCoefficients
 from pynode.options import CONTROLLERS, SolveOptions
 
@@ -26,41 +27,6 @@ def maximum(x: Tensor) -> Tensor:
 NORMS: dict[str, Reduce] = {"rms": rms, "max": maximum}
 
 
-class _MaxOverBatch(torch.autograd.Function):
-    """The identity; under vmap, the largest value of the batch.
-
-    Step sizes are decided on the host by one number, so a vmapped solve takes the steps that
-    suit its worst sample, as a batched one does.
-    """
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        pass
-
-    @staticmethod
-    def backward(ctx, grad) -> None:  # type: ignore[no-untyped-def]
-        return None
-
-    @staticmethod
-    def jvp(ctx, tangent):  # type: ignore[no-untyped-def]
-        return None
-
-    @staticmethod
-    def vmap(info, in_dims, x: Tensor):  # type: ignore[no-untyped-def]
-        return _MaxOverBatch.apply(x.amax(dim=in_dims[0])), None
-
-
-def to_host(x: Tensor, transformed: bool) -> float:
-    """A 0-d tensor as a number: the one synchronisation of a step."""
-    if transformed:
-        x = _MaxOverBatch.apply(x.detach())
-    return float(x)
-
-
 class ErrorNorm:
     """Norm of a step's error estimate, in units of the tolerance: accepted up to 1.
 
@@ -68,7 +34,12 @@ class ErrorNorm:
         rtol, atol: numbers, or flat tensors (N,).
         reduce: the norm.
         transformed: the solve runs under a torch.func transform.
+
+    Attributes:
+        kappa: the part of the tolerance that the error of Newton's iterations may be.
     """
+
+    kappa = 0.01
 
     def __init__(
         self, rtol: float | Tensor, atol: float | Tensor, reduce: Reduce, transformed: bool
@@ -87,8 +58,11 @@ class ErrorNorm:
         scale = self.scale(piece.z, piece.z1)
         stages = piece.stages.t()
         size = abs(piece.dt)
-        assert c.error is not None
-        error = torch.mv(stages, c.error * size)
+        if piece.error is None:
+            assert c.error is not None
+            error = torch.mv(stages, c.error * size)
+        else:
+            error = piece.error
         # An infinite state has an infinite scale, so an error of 0: times 0 it is NaN instead.
         high = self.reduce(torch.add(error / scale, piece.z1, alpha=0.0))
         if c.error_low is None:
@@ -115,6 +89,8 @@ class StepSize:
     with errors e in units of the tolerance, k the order of the estimate plus one, the factor
     kept within [shrink, grow]; after a rejection the elementary controller, without growth.
     """
+
+    restarts = False
 
     def __init__(self, options: SolveOptions, error_order: int) -> None:
         self._exponents = [beta / (error_order + 1) for beta in CONTROLLERS[options.controller]]
@@ -156,7 +132,7 @@ class StepSize:
         """The next step size after a step of size ``dt`` was rejected."""
         self._rejected = True
         if not math.isfinite(error):
-            return self.within(dt * 0.1)
+            return self.within(dt * (0.1 if math.isnan(error) else 0.25))
         return self.within(dt * max(self._shrink, self._safety * error**-self._elementary))
 
 

@@ -98,7 +98,7 @@ class TorchEngine:
             stops=stops,
             callbacks=flat_callbacks(options.callbacks, layout.restore),
         )
-        log = StepLog(keep) if record else None
+        log = StepLog(keep, norm=integrator.norm) if record else None
         chunks = [plan.initial(z0)]
         if watch is not None:
             watch.begin(times.start, z0)

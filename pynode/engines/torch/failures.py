@@ -35,6 +35,13 @@ def explain(
             "The solution may blow up near that time, or the field jump: check the field, give "
             "tstops=[...] where it jumps, or loosen rtol and atol"
         )
+    elif end.retcode is Retcode.NOT_CONVERGED:
+        cause = (
+            f"Newton's iteration does not converge in a step of size {end.dt:.2g}. "
+            + ("" if options.is_adaptive else "Lessen dt, or use an adaptive solver. ")
+            + "Is jac right, if it was given? Are samples independent of each other, and the "
+            "field smooth there? A Rosenbrock solver (rodas5p) needs no iteration"
+        )
     elif began_badly is not None:
         cause = (
             f"the state it began with holds NaN or infinity{place}. Look at what z0 is computed "

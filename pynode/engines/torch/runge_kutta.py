@@ -58,9 +58,13 @@ class StepCoefficients(Protocol):
     error_low: Tensor | None
     extra_a: list[Tensor]
     extra_c: tuple[float, ...]
-    interpolant_rows: list[list[float]]
-    interpolant: Tensor
     degree: int
+
+    @property
+    def interpolant_rows(self) -> list[list[float]]: ...
+
+    @property
+    def interpolant(self) -> Tensor: ...
 
 
 class Coefficients:
@@ -97,9 +101,15 @@ class Piece:
         z, z1: states (N,) there.
         stages: (s, N), one row a stage.
         last: the time at which the field is evaluated at the end: ``t1`` but for jumps.
+        error: the error estimate (N,), where it is not the coefficients' row over the stages.
+        failure: None, or the error to reject the step with: infinity where Newton's iteration did
+            not converge, NaN where the field was not finite in it.
     """
 
-    __slots__ = ("_coefficients", "_extended", "dt", "last", "stages", "t", "t1", "z", "z1")
+    __slots__ = (
+        "_coefficients", "_extended", "dt", "error", "failure", "last", "stages", "t", "t1", "z",
+        "z1",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -110,8 +120,11 @@ class Piece:
         z1: Tensor,
         stages: Tensor,
         last: float | None = None,
+        error: Tensor | None = None,
+        failure: float | None = None,
     ) -> None:
         self._coefficients = c
+        self.error, self.failure = error, failure
         self.last = t1 if last is None else last
         self._extended = not c.extra_a
         self.t, self.t1, self.dt = t, t1, t1 - t
@@ -187,8 +200,8 @@ class Piece:
 
 
 def _advanced(z: Tensor, stages: Tensor, weights: Tensor, dt: float) -> Tensor:
-    """z + dt·Σ w_i k_i with the sum first: added one by one, each term would round to z's ulp."""
-    return torch.add(z, torch.mv(stages, weights), alpha=dt)
+    """z + Σ dt·w_i k_i with the sum first: added one by one, each term would round to z's ulp."""
+    return z + torch.mv(stages, weights * dt)
 
 
 def _polynomial(row: list[float], theta: float) -> float:
@@ -242,6 +255,11 @@ class _Tape:
         self._list = [self._list[-1]]
 
 
+def stage_store(count: int, like: Tensor, taped: bool) -> _Buffer | _Tape:
+    """Where the stages (count, N) of a step are kept."""
+    return (_Tape if taped else _Buffer)(count, like)
+
+
 class ExplicitStepper:
     """Attempts steps of an explicit Runge-Kutta method.
 
@@ -260,7 +278,7 @@ class ExplicitStepper:
         self.tableau = tableau
         self.coefficients = coefficients(tableau, like.dtype, like.device)
         self.rhs = rhs
-        self._store = (_Tape if taped else _Buffer)(tableau.stages, like)
+        self._store = stage_store(tableau.stages, like, taped)
         self._nodes = tableau.c
         self._jumps = jumps
         self._fresh = False
