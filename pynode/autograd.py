@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pynode.dense import DenseOutput
 from pynode.engines import engine as engine_named
 from pynode.engines.torch.engine import Forward, TorchEngine
+from pynode.engines.torch.per_sample.engine import PerSampleEngine
 from pynode.errors import GradientError, SolveError
 from pynode.field import FlatField, trainable_tensors
 from pynode.field import closed_over_trainables as closed_over
 from pynode.options import SolveOptions
 from pynode.problem import ODEProblem
-from pynode.solution import Retcode, Solution, Statistics
+from pynode.solution import Solution
 from pynode.time_gradients import (
     carry,
     initial_time_gradient,
@@ -34,16 +34,18 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
         SolveError: the solve failed and ``options.throw`` is set.
     """
     engine = engine_named(options.engine)
-    field = FlatField(problem.field, problem.layout, problem.args, Statistics())
+    if options.step_control == "per_sample":
+        engine, problem = PerSampleEngine(), problem.per_sample()
     z0 = problem.layout.flatten(problem.z0)
     if options.sensitivity == "discrete" and options.checkpoints is None:
-        return _taped(engine, problem, options, field, z0)
+        return _taped(engine, problem, options, z0)
     if _transforms_active():
         raise GradientError(
             f"sensitivity={options.sensitivity!r} does not work under torch.func transforms or "
             "forward-mode AD: use sensitivity='discrete' without checkpoints"
         )
     if not torch.is_grad_enabled():
+        field = engine.field(problem, options, problem.args)
         return _plain(engine, problem, options, field, z0)
     return _with_adjoint(engine, problem, options, z0)
 
@@ -63,11 +65,10 @@ def _plain(
     return _finish(engine, problem, options, field, forward, forward.zs, "")
 
 
-def _taped(
-    engine: TorchEngine, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
-) -> Solution:
+def _taped(engine: TorchEngine, problem: ODEProblem, options: SolveOptions, z0: Tensor) -> Solution:
     """Discrete gradients: autograd follows the engine's steps."""
     times = problem.times
+    field = engine.field(problem, options, problem.args)
     transformed = _transforms_active()
     if not transformed:
         if not torch.is_grad_enabled():
@@ -84,15 +85,15 @@ def _taped(
         problem, options, field, z0, record=options.dense, taped=True, transformed=transformed
     )
     zs = forward.zs
-    if times.t.requires_grad and forward.retcode is Retcode.SUCCESS:
+    if times.t.requires_grad and forward.differentiable:
         zs = shift_outputs(field, problem, zs)
-    _count_taped_backward(zs, field)
+    _count_taped_backward(zs, field, forward.taped)
     return _finish(engine, problem, options, field, forward, zs, "")
 
 
-def _count_taped_backward(zs: Tensor, field: FlatField) -> None:
+def _count_taped_backward(zs: Tensor, field: FlatField, taped: int | None) -> None:
     """One vector-Jacobian product for each evaluation on the tape, once backward runs."""
-    evaluations = field.stats.nfe
+    evaluations = field.stats.nfe if taped is None else taped
 
     def count(grad: Tensor) -> None:
         field.stats.vjp = evaluations
@@ -121,7 +122,7 @@ def _with_adjoint(
     """Gradients by the engine's own backward pass."""
     times = problem.times
     originals, leaves, args = _detached_args(problem.args)
-    field = FlatField(problem.field, problem.layout, args, Statistics())
+    field = engine.field(problem, options, args)
     static = [id(x) for x in closed_over(field.fn)]
     found, first = trainable_tensors(field, times.start, z0)
     tensors = [*originals, *found]
@@ -184,7 +185,7 @@ def _backward(
 
 def _check_backward(call: _Call) -> None:
     assert call.forward is not None
-    if call.forward.retcode is not Retcode.SUCCESS:
+    if not call.forward.differentiable:
         raise GradientError(f"the solve failed, so it has no gradient: {call.forward.message}")
     if [id(x) for x in closed_over(call.field.fn)] != call.closed_over:
         raise GradientError(
@@ -228,17 +229,24 @@ def _finish(
     no_gradient: str,
 ) -> Solution:
     solution = Solution(
-        ts=problem.times.t,
+        ts=problem.times.given,
         zs=problem.layout.restore(zs),
         stats=field.stats,
         retcode=forward.retcode,
         message=forward.message,
+        samples=forward.samples,
     )
     if options.dense and forward.log:
-        trajectory = engine.trajectory(forward.log, options, field)
-        solution.dense = DenseOutput(trajectory, problem.layout, no_gradient)
+        solution.dense = engine.dense_output(problem, options, field, forward, no_gradient)
     if options.throw and not solution.success:
-        raise SolveError(forward.message, str(forward.retcode), forward.t, forward.sample, solution)
+        raise SolveError(
+            forward.message,
+            str(forward.retcode),
+            forward.t,
+            forward.sample,
+            solution,
+            forward.samples.failed if forward.samples else (),
+        )
     return solution
 
 

@@ -20,6 +20,8 @@ CONTROLLERS = {
 }
 """Exponents (b1, b2, b3) of the step-size controllers, see ``engines/torch/controller.py``."""
 
+PER_SAMPLE_SENSITIVITIES = ("gauss", "discrete")
+
 
 @dataclass(frozen=True)
 class SolveOptions:
@@ -28,12 +30,22 @@ class SolveOptions:
     Attributes:
         solver: a name of ``pynode.solvers()`` or one of its aliases.
         sensitivity: a name of ``pynode.sensitivities()``; default: ``"interpolating"``, and
-            ``"gauss"`` for stiff solvers, which solve the adjoint with matrices of a sample's size.
+            ``"gauss"`` for stiff solvers, which solve the adjoint with matrices of a sample's size,
+            and for steps per sample.
         rtol, atol: relative and absolute tolerance of the local error, in the state's units;
             numbers, or tensors that broadcast against the state.
         engine: ``"torch"``.
-        step_control: ``"joint"``, one step size for the whole batch.
-        max_steps: largest number of attempted steps.
+        step_control: ``"joint"``, one step size for the whole batch; or ``"per_sample"``: each
+            sample (first dimension of the state) has its own time, t0, direction, step size,
+            rejections and outcome, as if it were solved alone. The field receives t of shape
+            (B,), where B is the number of samples that are still on their way.
+        batched_time: for steps per sample: the field f(t, z) is written for t of shape (B,)
+            (True), or for one number, so that it is vmapped over the samples (False); default:
+            found out by a few evaluations at the start.
+        batched_args: for steps per sample: tensors in ``args`` whose first dimension is B hold
+            one entry a sample (True), or belong to all samples (False); default: found out, where
+            there are such tensors.
+        max_steps: largest number of attempted steps; of each sample with steps per sample.
         adaptive: choose step sizes by the error estimate; default: whenever the solver has one.
         dt: the step size where steps are fixed, the first step size where they are adaptive
             (default: chosen after Hairer, Norsett, Wanner, Solving ODEs I, section II.4).
@@ -60,6 +72,8 @@ class SolveOptions:
     atol: float | Tensor = 1e-8
     engine: str = "torch"
     step_control: str = "joint"
+    batched_time: bool | None = None
+    batched_args: bool | None = None
     max_steps: int = 10_000
     adaptive: bool | None = None
     dt: float | None = None
@@ -82,18 +96,20 @@ class SolveOptions:
         set_(self, "solver", catalogue.solver(self.solver).name)
         if self.sensitivity is None:
             stiff = catalogue.solver(self.adjoint_solver or self.solver).stiff
-            set_(self, "sensitivity", "gauss" if stiff else "interpolating")
+            gauss = stiff or self.step_control == "per_sample"
+            set_(self, "sensitivity", "gauss" if gauss else "interpolating")
         set_(self, "sensitivity", catalogue.sensitivity(self.sensitivity).name)
         if self.adjoint_solver is not None:
             set_(self, "adjoint_solver", catalogue.solver(self.adjoint_solver).name)
         set_(self, "tstops", _numbers("tstops", self.tstops))
         _one_of("engine", self.engine, catalogue.ENGINES)
-        _one_of("step_control", self.step_control, ("joint",))
+        _one_of("step_control", self.step_control, ("joint", "per_sample"))
         _one_of("controller", self.controller, tuple(CONTROLLERS))
         if not callable(self.norm):
             _one_of("norm", self.norm, ("rms", "max"))
         self._check_numbers()
         self._check_steps()
+        self._check_step_control()
 
     def _check_numbers(self) -> None:
         for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
@@ -138,6 +154,24 @@ class SolveOptions:
             raise InputError(f"jac= has no meaning for {self.solver}, which is explicit")
         if self.checkpoints is not None and self.sensitivity == "backsolve":
             raise InputError("backsolve keeps no states, so checkpoints= has no meaning for it")
+
+    def _check_step_control(self) -> None:
+        if self.step_control == "joint":
+            for name in ("batched_time", "batched_args"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name}= has a meaning only with step_control='per_sample'")
+            return
+        if self.sensitivity not in PER_SAMPLE_SENSITIVITIES:
+            raise InputError(
+                f"sensitivity={self.sensitivity!r} integrates the gradient of all parameters as "
+                "one more state, which samples with steps of their own cannot share: with "
+                "step_control='per_sample' use 'gauss' or 'discrete'"
+            )
+        if self.checkpoints is not None:
+            raise InputError(
+                "checkpoints= is not there for step_control='per_sample': leave it out ('gauss' "
+                "keeps the stages of the accepted steps), or use step_control='joint'"
+            )
 
     @property
     def is_adaptive(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -53,6 +54,7 @@ class StateLayout:
         self.size = self.width * per
         self._keys = list(z0) if isinstance(z0, dict) else []
         self._plain = self.single and not self.dtypes[0].is_complex
+        self._of_rows: dict[int, StateLayout] = {}
 
     def _check(self, leaves: list[Tensor]) -> None:
         for leaf in leaves:
@@ -91,6 +93,18 @@ class StateLayout:
             self.rows = samples
             self.widths = [w // samples for w in self.widths]
             self.width //= samples
+
+    def of_rows(self, rows: int) -> StateLayout:
+        """The layout of a state with as many samples."""
+        assert self.rows is not None
+        if rows == self.rows:
+            return self
+        found = self._of_rows.get(rows)
+        if found is None:
+            found = self._of_rows[rows] = copy.copy(self)
+            found.shapes = [(rows, *shape[1:]) for shape in self.shapes]
+            found.rows, found.size = rows, rows * self.width
+        return found
 
     def flatten(self, state: State) -> Tensor:
         """The state as a vector (size,)."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pynode import catalogue
+from pynode.dense import DenseOutput, OwnDenseOutput
 from pynode.engines.torch.adjoints import ADJOINTS, VJP, AdjointProblem
 from pynode.engines.torch.build import build_integrator, custom_norm
 from pynode.engines.torch.failures import explain
@@ -19,7 +21,10 @@ from pynode.engines.torch.trajectory import StepLog, Trajectory
 from pynode.field import FlatField
 from pynode.options import SolveOptions
 from pynode.problem import ODEProblem
-from pynode.solution import Retcode
+from pynode.solution import Retcode, SampleOutcomes, Statistics
+
+if TYPE_CHECKING:
+    from pynode.engines.torch.per_sample.trajectory import RowLog
 
 
 @dataclass
@@ -31,21 +36,34 @@ class Forward:
         final: the state (N,) that it ended with, at time ``t``.
         log: recorded steps, where recording was asked for.
         message, sample: for a failed solve, the message, and whom to blame.
+        samples: how each sample ended, where it stepped by itself.
+        taped: evaluations on autograd's tape, where these are not all.
     """
 
     zs: Tensor
     final: Tensor
     t: float
     retcode: Retcode
-    log: StepLog | None
+    log: StepLog | RowLog | None
     message: str = ""
     sample: int | None = None
+    samples: SampleOutcomes | None = None
+    taped: int | None = None
+
+    @property
+    def differentiable(self) -> bool:
+        """It succeeded, or has what it reached of each sample."""
+        return self.retcode is Retcode.SUCCESS or self.samples is not None
 
 
 class TorchEngine:
     """Solves and differentiates on torch tensors, on any device."""
 
     name = "torch"
+
+    def field(self, problem: ODEProblem, options: SolveOptions, args: Any) -> FlatField:
+        """The problem's field on flat states, with counts of its own."""
+        return FlatField(problem.field, problem.layout, args, Statistics())
 
     def solve(
         self,
@@ -92,6 +110,19 @@ class TorchEngine:
         zs = plan.assemble(chunks, z0)
         return Forward(zs, end.z, end.t, end.retcode, log, message, sample)
 
+    def dense_output(
+        self,
+        problem: ODEProblem,
+        options: SolveOptions,
+        field: FlatField,
+        forward: Forward,
+        no_gradient: str,
+    ) -> DenseOutput | OwnDenseOutput:
+        """What ``sol(s)`` reads from; for ``no_gradient`` see :class:`DenseOutput`."""
+        assert isinstance(forward.log, StepLog)
+        trajectory = self.trajectory(forward.log, options, field)
+        return DenseOutput(trajectory, problem.layout, no_gradient)
+
     def trajectory(self, log: StepLog, options: SolveOptions, field: FlatField) -> Trajectory:
         method = METHODS[options.solver]
         return Trajectory(log, method, as_system(method, field, options.jac), options.tstops)
@@ -120,6 +151,7 @@ class TorchEngine:
         vjp = VJP(field, tensors, zs)
         trajectory = None
         if forward.log is not None:
+            assert isinstance(forward.log, StepLog)
             trajectory = self.trajectory(forward.log, options, field)
         adjoint = AdjointProblem(
             vjp=vjp,
