@@ -2,7 +2,7 @@
 
 from pynode.catalogue import sensitivities, solvers
 from pynode.checks import check_gradients
-from pynode.functional import odeint, solve
+from pynode.functional import ensemble, odeint, solve
 from pynode.neural_ode import NeuralODE
 from pynode.problem import ODEProblem
 from pynode.solution import Retcode, Solution, Statistics
@@ -17,6 +17,7 @@ __all__ = [
     "Statistics",
     "__version__",
     "check_gradients",
+    "ensemble",
     "odeint",
     "sensitivities",
     "solve",

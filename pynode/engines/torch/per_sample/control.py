@@ -84,12 +84,15 @@ class RowErrorNorm:
 
 
 class RowStepSize:
-    """The controller of :class:`~pynode.engines.torch.controller.StepSize` for n samples."""
+    """The controller of :class:`~pynode.engines.torch.controller.StepSize` for n samples.
+
+    It remembers the logarithms of past errors, so that a power is a sum.
+    """
 
     def __init__(self, kind: str, error_order: int, dt_max: float, count: int) -> None:
         self._exponents = [-beta / (error_order + 1) for beta in CONTROLLERS[kind]]
         self._elementary = -1.0 / (error_order + 1)
-        self._past = [np.ones(count), np.ones(count)]
+        self._past = [np.zeros(count), np.zeros(count)]
         self._grow = np.full(count, GROW)
         self.dt_max = dt_max
 
@@ -112,22 +115,23 @@ class RowStepSize:
             accept: which were accepted.
             lands: which ended on a stop.
         """
-        every = bool(accept.all())
-        e = np.maximum(error, 1e-10)
-        factor = SAFETY
-        for beta, past in zip(self._exponents, (e, *self._past), strict=True):
+        every = np.count_nonzero(accept) == len(accept)
+        e = np.log(np.maximum(error, 1e-10))
+        power = e * self._exponents[0]
+        for beta, past in zip(self._exponents[1:], self._past, strict=True):
             if beta:
-                factor = factor * past**beta
+                power += past * beta
+        factor = np.exp(power) * SAFETY
         new = size * np.minimum(np.maximum(factor, SHRINK), self._grow)
         if self.dt_max < math.inf:
             new = np.minimum(new, self.dt_max)
         # A step cut short by a stop says little about the size that the next may have.
         cut = lands & (size < h)
         remember = accept
-        if cut.any():
+        if np.count_nonzero(cut):
             new = np.where(cut, np.maximum(new, h), new)
             remember = accept & ~cut
-        if remember.all():
+        if np.count_nonzero(remember) == len(remember):
             self._past = [e, self._past[0]]
         else:
             last, before = self._past

@@ -160,7 +160,7 @@ def _outcomes(outcome: Outcome, field: RowField, outputs: RowOutputs) -> SampleO
         retcodes=retcodes,
         t=torch.from_numpy(outcome.t),
         outputs=torch.from_numpy(outputs.reached()),
-        nfe=torch.from_numpy(field.counts.copy()),
+        nfe=torch.from_numpy(field.counts),
         accepted=torch.from_numpy(outcome.accepted),
         rejected=torch.from_numpy(outcome.rejected),
         attempts=outcome.attempts,

@@ -16,7 +16,6 @@ from pynode.solution import Statistics
 from pynode.state import State, StateLayout
 
 
-@dataclass(frozen=True)
 class At:
     """Where a right-hand side is evaluated.
 
@@ -24,10 +23,37 @@ class At:
         t: (n,), times; a float64 array on the host, or a tensor of the state's dtype where it
             is differentiated by.
         rows: (n,), which sample of the batch each is.
+        stages: (stages, n), the times of a step of which ``t`` is number ``i``.
     """
 
-    t: Any
-    rows: np.ndarray
+    __slots__ = ("i", "rows", "stages", "t")
+
+    def __init__(
+        self, t: Any, rows: np.ndarray, stages: StageTimes | None = None, i: int = 0
+    ) -> None:
+        self.t, self.rows, self.stages, self.i = t, rows, stages, i
+
+    def time(self, z: Tensor) -> Tensor:
+        """The times as a field receives them for states like z."""
+        return as_time(self.t, z) if self.stages is None else self.stages.on(z)[self.i]
+
+
+class StageTimes:
+    """The times (stages, n) of a step, carried to the device at once if they are asked for."""
+
+    __slots__ = ("_found", "times")
+
+    def __init__(self, times: np.ndarray) -> None:
+        self.times = times
+        self._found: tuple[Tensor, ...] | None = None
+
+    def at(self, i: int, rows: np.ndarray) -> At:
+        return At(self.times[i], rows, self, i)
+
+    def on(self, z: Tensor) -> tuple[Tensor, ...]:
+        if self._found is None:
+            self._found = as_time(self.times, z).unbind()
+        return self._found
 
 
 @dataclass(frozen=True)
@@ -53,7 +79,6 @@ class RowField(FlatField):
         park: (B, D), states for the samples that are not asked for, where the field has to be
             called with all of them.
         park_t: (B,), their times.
-        counts: (B,), evaluations in which each sample took part.
     """
 
     def __init__(
@@ -72,9 +97,9 @@ class RowField(FlatField):
         self.calling = calling
         self.park, self.park_t = park, park_t
         self.rows = layout.rows
-        self.counts = np.zeros(self.rows, dtype=np.int64)
         self._leaves, self._spec = pytree.tree_flatten(args)
-        self._all = np.arange(self.rows)
+        self._all = self._rows = np.arange(self.rows)
+        self._counts, self._since = np.zeros(self.rows, dtype=np.int64), 0
         self._slices = any(calling.sliced)
         self._dims = tuple(0 if sliced else None for sliced in calling.sliced)
 
@@ -102,11 +127,11 @@ class RowField(FlatField):
             self.stats.nfe_backward += 1
         else:
             self.stats.nfe += 1
-            self.counts[rows] += 1
+            self._count(rows)
         if self.calling.compacts or self._is_whole(rows):
-            time = None if self.form == "z" else as_time(t.t, z)
-            return self.call(time, z, rows).reshape(z.shape)
-        time, full, index = self.embed(t.t, z, rows)
+            value = self.call(None if self.form == "z" else t.time(z), z, rows)
+            return value if z.ndim == 1 else value.view_as(z)
+        time, full, index = self.embed(t, z, rows)
         return self.call(time, full, self._all).reshape(self.rows, -1)[index].reshape(z.shape)
 
     def call(self, time: Tensor | None, z: Tensor, rows: np.ndarray) -> Tensor:
@@ -149,7 +174,21 @@ class RowField(FlatField):
     def _is_whole(self, rows: np.ndarray) -> bool:
         return len(rows) == self.rows and bool((rows == self._all).all())
 
-    def embed(self, t: Any, z: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    def _count(self, rows: np.ndarray) -> None:
+        """One evaluation more; added up when the samples change."""
+        if rows is not self._rows:
+            self._counts[self._rows] += self._since
+            self._rows, self._since = rows, 0
+        self._since += 1
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(B,), evaluations in which each sample took part."""
+        self._counts[self._rows] += self._since
+        self._since = 0
+        return self._counts.copy()
+
+    def embed(self, at: At, z: Tensor, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Times (B,) and states (B, D) of all samples, those not in ``rows`` parked.
 
         Returns:
@@ -157,7 +196,7 @@ class RowField(FlatField):
         """
         index = torch.from_numpy(rows).to(z.device)
         full = self.park.to(z).index_copy(0, index, z.reshape(len(rows), -1))
-        time = as_time(self.park_t, z).index_copy(0, index, as_time(t, z))
+        time = as_time(self.park_t, z).index_copy(0, index, at.time(z))
         return time, full, index
 
 

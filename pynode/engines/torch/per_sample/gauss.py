@@ -123,7 +123,8 @@ def _adjoint_system(problem: RowAdjointProblem) -> Any:
     vjp, trajectory = problem.vjp, problem.trajectory
 
     def product(at: At, a: Tensor) -> Tensor:
-        return vjp.state(at, trajectory.at(at.t, at.rows), a).neg()  # type: ignore[arg-type]
+        z = trajectory.at(at.t, at.rows).view_as(a)
+        return vjp.state(at, z, a).neg()  # type: ignore[arg-type]
 
     if not catalogue.solver(problem.options.solver).stiff:
         return product

@@ -65,13 +65,25 @@ class Outcome:
 class _Active:
     """The samples that are still on their way, as arrays (n,)."""
 
-    NAMES = ("rows", "t", "h", "k", "count", "stop", "direction", "sliver", "begin", "since")
+    NAMES = (
+        "rows",
+        "t",
+        "h",
+        "k",
+        "count",
+        "stop",
+        "direction",
+        "sliver",
+        "begin",
+        "since",
+        "accepted",
+    )
 
     def __init__(self, rows: np.ndarray, t: np.ndarray, stops: Stops) -> None:
         self.rows, self.t = rows, t
         self.stops = stops
         zeros = np.zeros(len(rows), dtype=np.int64)
-        self.k, self.count, self.since = zeros, zeros.copy(), zeros.copy()
+        self.k, self.count, self.since, self.accepted = zeros, zeros, zeros, zeros.copy()
         self.h = np.full(len(rows), np.nan)
         self.aim(np.ones(len(rows), dtype=bool))
 
@@ -86,10 +98,17 @@ class _Active:
             self.sliver = np.where(some, sliver, self.sliver)
             self.begin = np.where(some, self.t, self.begin)
             self.count = np.where(some, 0, self.count)
+        self._note()
+
+    def _note(self) -> None:
+        """Bounds that spare a look at every sample at every step."""
+        self.oldest = int(self.since.min()) if len(self.since) else 0
+        self.smallest = 2 * float(self.sliver.max()) if len(self.since) else 0.0
 
     def keep(self, keep: np.ndarray) -> None:
         for name in self.NAMES:
             setattr(self, name, getattr(self, name)[keep])
+        self._note()
 
 
 class RowIntegrator:
@@ -185,9 +204,10 @@ class RowIntegrator:
         step = stepper.attempt(a.rows, a.t, t1, self._z)
         error = self._judge(step)
         accept = error <= 1.0  # not so for NaN
-        every = bool(accept.all())
+        every = np.count_nonzero(accept) == len(accept)
         size = np.abs(step.dt)
-        self._tally(accept, every)
+        self._outcome.attempts += 1
+        a.accepted += accept
         h = a.h
         if self.control is not None:
             a.h = self.control.next(h, size, error, accept, lands)
@@ -203,7 +223,7 @@ class RowIntegrator:
         stepper.advance(accept, mask)
         stay = None if every else self._hopeless(step, error, accept)
         reached = accept & lands
-        if reached.any():
+        if np.count_nonzero(reached):
             going = self._arrive(reached, on_stop)
             stay = going if stay is None else stay & going
         if stay is not None and not stay.all():
@@ -223,6 +243,8 @@ class RowIntegrator:
     def _refuse(self, lands: np.ndarray) -> bool:
         """Let samples go that may not go on; whether there were any."""
         a, attempts = self._active, self._outcome.attempts
+        if attempts - a.oldest < self.max_steps and float(a.h.min()) >= a.smallest:
+            return False
         too_many = attempts - a.since >= self.max_steps
         too_small = ~lands & (a.h < 8 * np.spacing(np.abs(a.t)))
         refused = too_many | too_small
@@ -241,20 +263,11 @@ class RowIntegrator:
         finite = step.z1.detach().isfinite().all(dim=1)
         return np.where(to_host(finite), 0.0, np.nan)
 
-    def _tally(self, accept: np.ndarray, every: bool) -> None:
-        outcome, rows = self._outcome, self._active.rows
-        outcome.attempts += 1
-        if every:
-            outcome.accepted[rows] += 1
-        else:
-            outcome.accepted[rows] += accept
-            outcome.rejected[rows] += ~accept
-
     def _hopeless(self, step: RowStep, error: np.ndarray, accept: np.ndarray) -> np.ndarray | None:
         """Which samples stay, after those whose every step is not finite have failed."""
         a = self._active
         bad = ~accept & ~np.isfinite(error)
-        if not bad.any():
+        if not np.count_nonzero(bad):
             return None
         if self.control is not None:
             bad &= a.h < np.maximum(8 * np.spacing(np.abs(a.t)), 1e-30)
@@ -291,9 +304,12 @@ class RowIntegrator:
         """Go on with some of the samples."""
         a, outcome = self._active, self._outcome
         gone = np.flatnonzero(~keep)
-        outcome.t[a.rows[gone]] = a.t[gone]
+        who = a.rows[gone]
+        outcome.t[who] = a.t[gone]
+        outcome.accepted[who] = a.accepted[gone]
+        outcome.rejected[who] = outcome.attempts - a.accepted[gone]
         device = self._z.device
-        rows = torch.from_numpy(a.rows[gone]).to(device)
+        rows = torch.from_numpy(who).to(device)
         self._final[rows] = self._z.detach()[torch.from_numpy(gone).to(device)]
         index = torch.from_numpy(np.flatnonzero(keep)).to(device)
         self._z = self._z[index]

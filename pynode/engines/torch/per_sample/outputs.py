@@ -26,7 +26,8 @@ class RowOutputs:
         keys = times.values * self._sign[:, None]
         self._keys = np.where(np.isnan(keys), np.inf, keys)
         self._done = (self._keys <= (self._sign * times.start)[:, None]).sum(axis=1)
-        self._next = self._upcoming(np.arange(len(keys)))
+        self._flat = pairs(np.repeat(np.arange(len(keys)), keys.shape[1]), self._keys.reshape(-1))
+        self._of: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         rows, slots = entries(np.zeros_like(self._done), self._done)
         self._rows, self._slots = [rows], [slots]
         self._values = [z0[torch.from_numpy(rows).to(z0.device)]]
@@ -41,20 +42,21 @@ class RowOutputs:
     def read(self, step: RowStep, accepted: np.ndarray | None) -> None:
         """Values of the entries inside a step of those samples that were accepted."""
         rows = step.rows
-        due = self._next[rows] <= self._sign[rows] * step.t1
-        if accepted is not None:
-            mask = np.zeros(len(rows), dtype=bool)
-            mask[accepted] = True
-            due &= mask
-        position = np.flatnonzero(due)
+        if self._of is None or self._of[0] is not rows:
+            self._of = rows, self._sign[rows], self._upcoming(rows)
+        _, sign, upcoming = self._of
+        ends = sign * step.t1
+        due = upcoming <= ends
+        position = np.flatnonzero(due) if accepted is None else accepted[due[accepted]]
         if not len(position):
             return
         own = rows[position]
-        ends = (self._sign[own] * step.t1[position])[:, None]
-        upto = (self._keys[own] <= ends).sum(axis=1)
+        width = self._keys.shape[1]
+        found = np.searchsorted(self._flat, pairs(own, ends[position]), side="right")
+        upto = found - own * width
         which, slots = entries(self._done[own], upto)
         self._done[own] = upto
-        self._next[own] = self._upcoming(own)
+        upcoming[position] = self._upcoming(own)
         self._rows.append(own[which])
         self._slots.append(slots)
         self._values.append(self._inside(step, position, which, self._times[own[which], slots]))
@@ -63,17 +65,18 @@ class RowOutputs:
         self, step: RowStep, position: np.ndarray, which: np.ndarray, times: np.ndarray
     ) -> Tensor:
         at_end = times == step.t1[position[which]]
-        index = torch.from_numpy(position[which]).to(step.z.device)
-        ends = step.z1[index]
-        if at_end.all():
-            return ends
+        ends = None
+        if np.count_nonzero(at_end):
+            ends = step.z1[torch.from_numpy(position[which]).to(step.z.device)]
+            if at_end.all():
+                return ends
         if step.extended:
             inside = step.at(position[which], times)
         else:
             part = step.take(position)
             part.extend(self._rhs)
             inside = part.at(which, times)
-        if not at_end.any():
+        if ends is None:
             return inside
         return torch.where(torch.from_numpy(at_end).to(ends.device).unsqueeze(1), ends, inside)
 
@@ -99,3 +102,10 @@ def entries(lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     which = np.repeat(np.arange(len(lo)), counts)
     before = np.cumsum(counts) - counts
     return which, np.arange(len(which)) - before[which] + lo[which]
+
+
+def pairs(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """(row, key) as complex numbers, which numpy orders by the first, then by the second."""
+    both = np.empty(len(rows), dtype=np.complex128)
+    both.real, both.imag = rows, keys
+    return both

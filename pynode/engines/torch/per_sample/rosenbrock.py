@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.engines.torch.per_sample.field import At, RowField, as_time
+from pynode.engines.torch.per_sample.field import At, RowField
 from pynode.engines.torch.per_sample.step import (
     FirstStage,
     RowJumps,
@@ -62,7 +62,7 @@ class RowStiffField:
     def time_derivative(self, at: At, z: Tensor) -> Tensor | None:
         if self.field.form == "z":
             return None
-        t = as_time(at.t, z)
+        t = at.time(z)
         return torch.func.jvp(lambda s: self.field(At(s, at.rows), z), (t,), (torch.ones_like(t),))[
             1
         ]
@@ -75,10 +75,10 @@ def _as_field(field: RowField, jac: Callable[..., Tensor]) -> Callable[[At, Tens
         return jac(t, state) if field.args is None else jac(t, state, args)
 
     def blocks(at: At, z: Tensor) -> Tensor:
-        rows, t = at.rows, as_time(at.t, z)
+        rows, t = at.rows, at.time(z)
         width, index = z.shape[1], None
         if not field.calling.compacts:
-            t, z, index = field.embed(t, z, rows)
+            t, z, index = field.embed(at, z, rows)
             rows = np.arange(len(z))
         state = field.layout.of_rows(len(z)).restore(z.reshape(-1))
         found = field.apply(call, t, state, rows)

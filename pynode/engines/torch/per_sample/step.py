@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.engines.torch.per_sample.field import At
+from pynode.engines.torch.per_sample.field import At, StageTimes
 from pynode.engines.torch.runge_kutta import Coefficients, StepCoefficients, coefficients
 from pynode.engines.torch.tableau import Tableau
 
 RowRightHandSide = Callable[[At, Tensor], Tensor]
+"""From states (n, D), or the same flat (n·D,), to their derivatives in the same shape."""
 
 
 class RowJumps:
@@ -119,16 +120,16 @@ class RowStep:
         """
         theta = (times - self.t[position]) / self.dt[position]
         index = torch.from_numpy(position).to(self.z.device)
-        stages = self.stages[:, index].transpose(0, 1)
-        return interpolate(self.coefficients, theta, self.z[index], stages)
+        weights = interpolation_weights(self.coefficients, theta, self.z)
+        # Broadcast and sum: a batch of tiny matrix products is slower.
+        return self.z[index] + (self.stages[:, index] * weights.t().unsqueeze(2)).sum(dim=0)
 
 
-def interpolate(c: StepCoefficients, theta: np.ndarray, z: Tensor, stages: Tensor) -> Tensor:
-    """States (m, D) at fractions theta (m,) of steps from z (m, D) with stages (m, s, D)."""
-    powers = theta[:, None] ** np.arange(1, c.degree + 1)
+def interpolation_weights(c: StepCoefficients, theta: np.ndarray, like: Tensor) -> Tensor:
+    """Weights (m, s) of the stages at fractions theta (m,) of steps."""
+    powers = np.multiply.accumulate(np.repeat(theta[:, None], c.degree, axis=1), axis=1)
     weights = powers @ c.interpolant.numpy().T
-    weights_ = torch.from_numpy(weights).to(device=z.device, dtype=z.dtype)
-    return torch.baddbmm(z.unsqueeze(1), weights_.unsqueeze(1), stages).squeeze(1)
+    return torch.from_numpy(weights).to(device=like.device, dtype=like.dtype)
 
 
 def as_column(x: np.ndarray, like: Tensor) -> Tensor:
@@ -136,13 +137,12 @@ def as_column(x: np.ndarray, like: Tensor) -> Tensor:
 
 
 class _Buffer:
-    """Stages in one tensor, made anew only when the number of samples changes."""
+    """Stages (n·D,) in one tensor, made anew only when the number of samples changes."""
 
     def __init__(self, count: int, like: Tensor) -> None:
-        n, width = like.shape
-        self.stages = torch.empty((count, n, width), dtype=like.dtype, device=like.device)
+        self.stages = torch.empty((count, *like.shape), dtype=like.dtype, device=like.device)
         flat = self.stages.view(count, -1)
-        self._rows = list(self.stages.unbind())
+        self._rows = flat.unbind()
         self._heads = [flat[:i].t() for i in range(count + 1)]
 
     def put(self, i: int, k: Tensor, dt: Tensor) -> None:
@@ -154,9 +154,10 @@ class _Buffer:
 
 
 class _Tape:
-    """Stages as separate tensors that autograd can follow."""
+    """Stages (n·D,) as separate tensors that autograd can follow."""
 
     def __init__(self, count: int, like: Tensor) -> None:
+        self._shape = like.shape
         self._list: list[Tensor] = []
 
     def put(self, i: int, k: Tensor, dt: Tensor) -> None:
@@ -164,11 +165,11 @@ class _Tape:
         self._list.append(k * dt)
 
     def head(self, i: int) -> Tensor:
-        return torch.stack(self._list[:i]).reshape(i, -1).t()
+        return torch.stack(self._list[:i]).t()
 
     @property
     def stages(self) -> Tensor:
-        return torch.stack(self._list)
+        return torch.stack(self._list).view(-1, *self._shape)
 
 
 class RowStepper(Protocol):
@@ -224,7 +225,7 @@ class FirstStage:
         return value
 
     def mark(self, stale: np.ndarray) -> None:
-        if stale.any():
+        if np.count_nonzero(stale):
             self.stale = stale if self.stale is None else self.stale | stale
 
     def keep(self, keep: np.ndarray, index: Tensor) -> None:
@@ -255,6 +256,7 @@ class ExplicitRowStepper:
         self._kind = _Tape if taped else _Buffer
         self._store: _Buffer | _Tape | None = None
         self._nodes = np.array(tableau.c)[:, None]
+        self._at_end = np.array(tableau.c) == 1.0
         self._jumps = jumps
         self._first = FirstStage(rhs, jumps)
         self._last: Tensor | None = None
@@ -268,26 +270,24 @@ class ExplicitRowStepper:
     def attempt(self, rows: np.ndarray, t: np.ndarray, t1: np.ndarray, z: Tensor) -> RowStep:
         """Steps from (t, z) to t1; the stages are valid until the next attempt."""
         c, dt = self.coefficients, t1 - t
-        forwards = dt > 0
-        k = self._first.at(rows, t, forwards, z)
+        k = self._first.at(rows, t, dt > 0, z).reshape(-1)
         if self._store is None:
             self._store = self._kind(self.tableau.stages, z)
         store = self._store
-        h = as_column(dt, z)
+        h = as_column(dt, z).expand_as(z).reshape(-1)
         store.put(0, k, h)
+        last = self._jumps.beside(t1, dt < 0)
         times = t + self._nodes * dt
-        last = self._jumps.beside(t1, ~forwards)
-        flat = z.reshape(-1)
-        z_stage = z
+        times[self._at_end] = last  # not t + dt, which rounding may put behind t1
+        at = StageTimes(times)
+        z_stage = flat = z.reshape(-1)
         for i in range(1, len(c.a)):
-            z_stage = torch.addmv(flat, store.head(i), c.a[i]).view_as(z)
-            # Not t + dt, which rounding may put behind t1.
-            k = self.rhs(At(last if self.tableau.c[i] == 1.0 else times[i], rows), z_stage)
+            z_stage = torch.addmv(flat, store.head(i), c.a[i])
+            k = self.rhs(at.at(i, rows), z_stage)
             store.put(i, k, h)
-        fsal = self.tableau.fsal
-        z1 = z_stage if fsal else torch.addmv(flat, store.head(len(c.a)), c.b).view_as(z)
-        self._last, self._t1 = k, t1
-        return RowStep(c, rows, t, t1, z, z1, store.stages, last)
+        z1 = z_stage if self.tableau.fsal else torch.addmv(flat, store.head(len(c.a)), c.b)
+        self._last, self._t1 = k.view_as(z), t1
+        return RowStep(c, rows, t, t1, z, z1.view_as(z), store.stages, last)
 
     def advance(self, accept: np.ndarray, mask: Tensor | None) -> None:
         """Which of the last attempts were accepted; ``mask`` (n, 1) is None where all were."""

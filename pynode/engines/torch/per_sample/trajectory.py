@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.engines.torch.per_sample.outputs import entries
-from pynode.engines.torch.per_sample.step import RowRightHandSide, RowStep, interpolate
+from pynode.engines.torch.per_sample.outputs import entries, pairs
+from pynode.engines.torch.per_sample.step import RowRightHandSide, RowStep, interpolation_weights
 
 
 @dataclass
@@ -77,10 +77,7 @@ class RowTrajectory:
         self.log, self._rhs = log, rhs
         self.steps = RowSteps(log)
         steps = self.steps
-        # Keys that rise over all steps of all samples: sample + progress within its span.
-        span = np.where(log.t == log.start, 1.0, log.t - log.start)
-        self._span = span
-        self._keys = steps.rows + (steps.starts - log.start[steps.rows]) / span[steps.rows]
+        self._keys = pairs(steps.rows, steps.starts * log.direction[steps.rows])
         self._z: Tensor | None = None
         self._stages: Tensor | None = None
 
@@ -101,17 +98,8 @@ class RowTrajectory:
         steps, log = self.steps, self.log
         low = steps.first[rows]
         high = low + steps.counts[rows] - 1
-        key = rows + (t - log.start[rows]) / self._span[rows]
-        place = np.clip(np.searchsorted(self._keys, key, side="right") - 1, low, high)
-        # Keys are rounded: what they find may be off by a tiny step.
-        ahead = t * log.direction[rows]
-        sign = log.direction[rows]
-        while True:
-            back = (ahead < steps.starts[place] * sign) & (place > low)
-            on = (ahead > steps.ends[place] * sign) & (place < high)
-            if not (back.any() or on.any()):
-                return place
-            place = place - back + on
+        key = pairs(rows, t * log.direction[rows])
+        return np.clip(np.searchsorted(self._keys, key, side="right") - 1, low, high)
 
     def at(self, t: np.ndarray, rows: np.ndarray) -> Tensor:
         """The states (m, D) of samples ``rows`` (m,) at times ``t`` (m,)."""
@@ -123,7 +111,8 @@ class RowTrajectory:
         start = self.steps.starts[place]
         theta = (t - start) / (self.steps.ends[place] - start)
         index = torch.from_numpy(place).to(z.device)
-        return interpolate(self._coefficients, theta, z[index], stages[index])
+        weights = interpolation_weights(self._coefficients, theta, z)
+        return z[index] + (stages[index] * weights.unsqueeze(2)).sum(dim=1)
 
     def cuts(
         self, rows: np.ndarray, a: np.ndarray, b: np.ndarray
