@@ -35,6 +35,11 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
     """
     engine = engine_named(options.engine)
     if options.step_control == "per_sample":
+        if _transforms_active():
+            raise GradientError(
+                "step_control='per_sample' does not work under torch.func transforms or "
+                "forward-mode AD: use step_control='joint'"
+            )
         engine, problem = PerSampleEngine(), problem.per_sample()
     z0 = problem.layout.flatten(problem.z0)
     if options.sensitivity == "discrete" and options.checkpoints is None:

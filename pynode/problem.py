@@ -14,7 +14,7 @@ from pynode.errors import InputError
 from pynode.field import UserField, calling_form
 from pynode.options import SolveOptions
 from pynode.state import State, StateLayout
-from pynode.times import OwnTimes, Times
+from pynode.times import OneSolveError, OwnTimes, Times
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class ODEProblem:
         except InputError as error:
             try:
                 self.per_sample()
-            except InputError:
-                raise error from None
+            except InputError as own:
+                raise (own if isinstance(error, OneSolveError) else error) from None
             times = error  # Only steps of each sample's own can do with such times.
         object.__setattr__(self, "layout", layout)
         object.__setattr__(self, "_times", times)

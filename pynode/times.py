@@ -13,6 +13,10 @@ from torch import Tensor
 from pynode.errors import InputError
 
 
+class OneSolveError(InputError):
+    """Times that one solve for the whole batch cannot serve, but steps per sample may."""
+
+
 class Times:
     """Checked evaluation times.
 
@@ -42,7 +46,9 @@ class Times:
                 )
             except (TypeError, ValueError):
                 raise InputError(f"t0 must be one finite number, not {t0!r}") from None
-            value = float(tensor.detach()) if tensor.ndim == 0 else math.nan
+            if tensor.ndim:
+                raise OneSolveError(f"t0 must be one finite number, not {t0!r}")
+            value = float(tensor.detach())
             if not math.isfinite(value):
                 raise InputError(f"t0 must be one finite number, not {t0!r}")
             return tensor, value
@@ -50,7 +56,7 @@ class Times:
             return self.t[0], rows[0][0]
         firsts = [row[0] for row in rows]
         if min(firsts) != max(firsts):
-            raise InputError(
+            raise OneSolveError(
                 f"the samples' first times differ (from {min(firsts):g} to {max(firsts):g}), so "
                 "it is not clear when z0 holds: give t0=..., one time for all samples"
             )

@@ -98,6 +98,8 @@ class TorchEngine:
             taped=taped,
             transformed=transformed,
         )
+        if times.start in options.tstops:
+            first = None  # of a jump it shows one side only, and maybe not that of the solve
         log = StepLog(keep) if record else None
         chunks = [plan.initial(z0)]
         on_step = _reader(plan, chunks, field, log)

@@ -21,7 +21,6 @@ from pynode.engines.torch.per_sample.outputs import RowOutputs
 from pynode.engines.torch.per_sample.probe import row_field
 from pynode.engines.torch.per_sample.step import RowStep
 from pynode.engines.torch.per_sample.trajectory import RowLog, RowTrajectory
-from pynode.errors import GradientError
 from pynode.field import FlatField
 from pynode.options import SolveOptions
 from pynode.problem import ODEProblem
@@ -53,11 +52,6 @@ class PerSampleEngine(TorchEngine):
     ) -> Forward:
         """As :meth:`TorchEngine.solve`."""
         assert isinstance(field, RowField)
-        if transformed:
-            raise GradientError(
-                "step_control='per_sample' does not work under torch.func transforms or "
-                "forward-mode AD: use step_control='joint'"
-            )
         times, layout = problem.times, problem.layout
         states = z0.reshape(field.rows, -1)
         log = RowLog(record and not taped, times.start, times.start.copy(), times.direction)

@@ -34,6 +34,11 @@ _CLOSED_OVER = (
     "(B,)"
 )
 
+_MANY_ROWS = (
+    ". Tensors of args that belong to all samples must not have as many rows as there are samples, "
+    "if others hold one entry a sample: give the former as x[None]"
+)
+
 
 def row_field(
     fn: UserField,
@@ -161,8 +166,9 @@ class _Probe:
         raise InputError(
             "the field takes a scalar t, so steps per sample call it under torch.vmap, where it "
             f"fails ({type(failure).__name__}: {_first_line(failure)}). Write it for t of shape "
-            "(B,), without branches on values; or, if it closes over tensors with one entry a "
-            "sample, hand them over as args with batched_args=True"
+            "(B,), without branches on values and without random numbers; or, if it closes over "
+            "tensors with one entry a sample, hand them over as args with batched_args=True"
+            f"{_MANY_ROWS if len(self.slicings) > 1 else ''}"
         ) from failure
 
 
