@@ -111,9 +111,11 @@ class StateLayout:
         if self._plain:
             return state.reshape(-1)
         leaves = pytree.tree_leaves(state)
-        parts = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in leaves]
-        if len(parts) == 1:
-            return parts[0].reshape(-1)
+        if len(leaves) == 1:
+            one = leaves[0]
+            return (torch.view_as_real(one.resolve_conj()) if one.is_complex() else one).reshape(-1)
+        # Not view_as_real, whose backward pass refuses cotangents at odd places of a vector.
+        parts = [torch.stack((x.real, x.imag), -1) if x.is_complex() else x for x in leaves]
         if self.rows is None:
             return torch.cat([part.reshape(-1) for part in parts])
         return torch.cat([part.reshape(self.rows, -1) for part in parts], dim=1).reshape(-1)
