@@ -122,6 +122,8 @@ class StateLayout:
 
     def restore(self, flat: Tensor) -> State:
         """A vector (..., size) as the user's state, leading dimensions kept."""
+        if self._plain and flat.ndim == 1:
+            return flat.view(self.shapes[0])
         lead = flat.shape[:-1]
         if self._plain:
             return flat.reshape(lead + self.shapes[0])

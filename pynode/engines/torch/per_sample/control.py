@@ -50,6 +50,7 @@ class RowErrorNorm:
         self.rtol, self.atol = rtol, atol
         self._may_vanish = not (atol.min() > 0 if isinstance(atol, Tensor) else atol > 0)
         self.reduce = reduce
+        self._atol: Tensor | None = None
 
     def keep(self, index: Tensor) -> None:
         """Go on with some of the samples."""
@@ -62,7 +63,7 @@ class RowErrorNorm:
     def of_step(self, step: RowStep, c: StepCoefficients) -> np.ndarray:
         z, z1 = step.z, step.z1
         scale = self.scale(z, z1)
-        stages = step.stages.reshape(len(step.stages), -1).t()
+        stages = step.stages.view(len(step.stages), -1).t()
         assert c.error is not None
         error = torch.mv(stages, c.error).view_as(z)
         # An infinite state has an infinite scale, so an error of 0: times 0 it is NaN instead.
@@ -75,9 +76,19 @@ class RowErrorNorm:
         return to_host(high * high / root.clamp_min(torch.finfo(root.dtype).tiny))
 
     def scale(self, z: Tensor, z1: Tensor) -> Tensor:
-        scale = torch.maximum(z.abs(), z1.abs()).mul_(self.rtol).add_(self.atol)
+        size = torch.maximum(z.abs(), z1.abs())
+        if isinstance(self.rtol, Tensor) or isinstance(self.atol, Tensor):
+            scale = size.mul_(self.rtol).add_(self.atol)
+        else:
+            scale = torch.add(self._floor(size), size, alpha=self.rtol)
         # Without atol an entry that is 0 has the scale 0, and 0/0 is no error.
         return scale.clamp_min_(torch.finfo(scale.dtype).tiny) if self._may_vanish else scale
+
+    def _floor(self, like: Tensor) -> Tensor:
+        """atol as a 0-d tensor."""
+        if self._atol is None:
+            self._atol = like.new_tensor(self.atol)
+        return self._atol
 
     def of_vectors(self, x: Tensor, scale: Tensor) -> np.ndarray:
         return to_host(self.reduce(x / scale))

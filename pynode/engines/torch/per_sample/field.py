@@ -137,8 +137,13 @@ class RowField(FlatField):
     def call(self, time: Tensor | None, z: Tensor, rows: np.ndarray) -> Tensor:
         """dz/dt (n·D,) at times (n,)."""
         layout = self.layout.of_rows(len(rows))
-        state = layout.restore(z.reshape(-1))
-        value = self.fn(state) if self.form == "z" else self.apply(self._fn, time, state, rows)
+        state = layout.restore(z if z.ndim == 1 else z.reshape(-1))
+        if self.form == "z":
+            value = self.fn(state)
+        elif self.form == "tz" and not self.calling.vmapped:
+            value = self.fn(time, state)
+        else:
+            value = self.apply(self._fn, time, state, rows)
         return layout.flatten_derivative(value)
 
     def _fn(self, time: Any, state: State, args: Any) -> State:

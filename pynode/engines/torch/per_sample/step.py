@@ -74,6 +74,7 @@ class RowStep:
     def take(self, some: np.ndarray | None) -> RowStep:
         """A copy, of some positions, that outlives the step: its buffer is used again."""
         if some is None or len(some) == len(self.rows):
+            stages = self.stages
             step = RowStep(
                 self.coefficients,
                 self.rows,
@@ -81,7 +82,7 @@ class RowStep:
                 self.t1,
                 self.z,
                 self.z1,
-                self.stages.clone(),
+                stages if stages.requires_grad else stages.clone(),
                 self.last,
             )
         else:
