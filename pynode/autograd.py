@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pynode.dense import DenseOutput
 from pynode.engines import engine as engine_named
 from pynode.engines.torch.crossings import Watch
 from pynode.engines.torch.engine import Forward, TorchEngine
-from pynode.engines.torch.trajectory import Trajectory
+from pynode.engines.torch.per_sample.engine import PerSampleEngine
 from pynode.errors import GradientError, SolveError
 from pynode.field import FlatField, trainable_tensors
 from pynode.field import closed_over_trainables as closed_over
@@ -40,15 +39,13 @@ class Part:
         forward: the engine's result.
         zs: its outputs (T, N), with gradients as the sensitivity says.
         marks: the states (M, N) at the events that were found, likewise.
-        trajectory: its dense output, where kept.
-        no_gradient: why that carries no gradient; empty where it does, or there is none.
+        dense: its dense output, where kept.
     """
 
     forward: Forward
     zs: Tensor
     marks: Tensor | None
-    trajectory: Trajectory | None
-    no_gradient: str = ""
+    dense: Any = None
 
 
 def run(problem: ODEProblem, options: SolveOptions) -> Solution:
@@ -57,21 +54,36 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
     Raises:
         SolveError: the solve failed and ``options.throw`` is set.
     """
+    if options.step_control == "per_sample" and options.engine == "torch":
+        problem = problem.per_sample()
     stats = Statistics()
     part = integrate(problem, options, stats)
     forward = part.forward
     solution = Solution(
-        ts=problem.times.t,
+        ts=problem.times.given,
         zs=problem.layout.restore(part.zs),
         stats=stats,
         retcode=forward.retcode,
         message=forward.message,
+        dense=part.dense,
+        samples=forward.samples,
     )
-    if part.trajectory is not None:
-        solution.dense = DenseOutput(part.trajectory, problem.layout, part.no_gradient)
     if options.throw and not solution.success:
-        raise SolveError(forward.message, str(forward.retcode), forward.t, forward.sample, solution)
+        raise SolveError(
+            forward.message,
+            str(forward.retcode),
+            forward.t,
+            forward.sample,
+            solution,
+            forward.samples.failed if forward.samples else (),
+        )
     return solution
+
+
+def _engine(options: SolveOptions) -> Any:
+    if options.step_control == "per_sample" and options.engine == "torch":
+        return PerSampleEngine()
+    return engine_named(options.engine)
 
 
 def integrate(
@@ -80,7 +92,7 @@ def integrate(
     """Solve on flat states, up to an event that ends it where there is a ``watch``."""
     device = problem.layout.device
     autocast = active_autocast(device)
-    field = FlatField(problem.field, problem.layout, problem.args, stats, autocast=autocast)
+    field = _engine(options).field(problem, options, problem.args, stats, autocast)
     with without_autocast(device):
         return _integrate(problem, options, field, watch)
 
@@ -89,6 +101,12 @@ def _integrate(
     problem: ODEProblem, options: SolveOptions, field: FlatField, watch: Watch | None
 ) -> Part:
     engine = engine_named(options.engine)
+    engine = _engine(options)
+    if options.step_control == "per_sample" and transforms_active():
+        raise GradientError(
+            "step_control='per_sample' does not work under torch.func transforms or "
+            "forward-mode AD: use step_control='joint'"
+        )
     z0 = problem.layout.flatten(problem.z0)
     if options.sensitivity == "discrete" and options.checkpoints is None:
         return _taped(engine, problem, options, field, z0, watch)
@@ -117,7 +135,7 @@ def _plain(
         forward = engine.solve(
             problem, options, field, z0, first=first, record=options.dense, watch=watch
         )
-    return _part(engine, options, field, forward, forward.zs, forward.marks)
+    return _part(engine, problem, options, field, forward, forward.zs, forward.marks)
 
 
 def _taped(
@@ -157,20 +175,20 @@ def _taped(
         watch=watch,
     )
     zs = forward.zs
-    if times.t.requires_grad and forward.retcode is Retcode.SUCCESS:
+    if times.t.requires_grad and forward.differentiable:
         zs = shift_outputs(field, problem, zs)
     elif times.t.requires_grad and forward.retcode is Retcode.TERMINATED and forward.reached:
         n = forward.reached
         shifted = shift_outputs(field, problem.with_times(times.head(n)), zs[:n])
         zs = torch.cat([shifted, zs[n:]])
     for results in (zs, forward.marks):
-        _count_taped_backward(results, field)
-    return _part(engine, options, field, forward, zs, forward.marks)
+        _count_taped_backward(results, field, forward.taped)
+    return _part(engine, problem, options, field, forward, zs, forward.marks)
 
 
-def _count_taped_backward(results: Tensor | None, field: FlatField) -> None:
+def _count_taped_backward(results: Tensor | None, field: FlatField, taped: int | None) -> None:
     """One vector-Jacobian product for each evaluation on the tape, once backward runs."""
-    evaluations = field.stats.nfe
+    evaluations = field.stats.nfe if taped is None else taped
 
     def count(grad: Tensor) -> None:
         field.stats.vjp = max(field.stats.vjp, evaluations)
@@ -205,7 +223,7 @@ def _with_adjoint(
     """Gradients by the engine's own backward pass."""
     times = problem.times
     originals, leaves, args = _detached_args(problem.args)
-    field = field.with_args(args)
+    field = engine.field(problem, options, args, field.stats, field.autocast)
     static = [id(x) for x in closed_over(field.fn)]
     found, first = engine.trainable(problem, options, field, z0)
     tensors = [*originals, *found]
@@ -215,7 +233,7 @@ def _with_adjoint(
     zs, marks = _Seam.apply(call, z0, times.t0, times.t, *tensors)
     assert call.forward is not None
     why = f"sol(s) carries no gradient with sensitivity={options.sensitivity!r}"
-    return _part(engine, options, field, call.forward, zs, marks, why)
+    return _part(engine, problem, options, field, call.forward, zs, marks, why)
 
 
 class _Seam(torch.autograd.Function):
@@ -307,7 +325,7 @@ def _output_times(call: _Call, field: FlatField, zs: Tensor, grad: Tensor) -> Te
 
 def _check_backward(call: _Call) -> None:
     assert call.forward is not None
-    if call.forward.retcode not in (Retcode.SUCCESS, Retcode.TERMINATED):
+    if not call.forward.differentiable:
         raise GradientError(f"the solve failed, so it has no gradient: {call.forward.message}")
     if [id(x) for x in closed_over(call.field.fn)] != call.closed_over:
         raise GradientError(
@@ -363,6 +381,7 @@ def first_derivatives_only(x: Tensor, sensitivity: str) -> Tensor:
 
 def _part(
     engine: TorchEngine,
+    problem: ODEProblem,
     options: SolveOptions,
     field: FlatField,
     forward: Forward,
@@ -370,10 +389,10 @@ def _part(
     marks: Tensor | None,
     no_gradient: str = "",
 ) -> Part:
-    trajectory = None
+    dense = None
     if options.dense and forward.log:
-        trajectory = engine.trajectory(forward.log, options, field)
-    return Part(forward, zs, marks, trajectory, no_gradient)
+        dense = engine.dense_output(problem, options, field, forward, no_gradient)
+    return Part(forward, zs, marks, dense)
 
 
 def _args_tensors(args: Any) -> list[Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pynode.engines.torch.methods import TABLEAUS
+from pynode.engines.torch.rosenbrock_methods import ROSENBROCKS
 from pynode.engines.torch.steppers import METHODS, is_one_step, is_stiff
 from pynode.engines.torch.symplectic_methods import SYMPLECTICS
 from pynode.errors import InputError
@@ -28,6 +30,7 @@ class SolverInfo:
         one_step: a step depends on nothing but the state it begins with. The others cannot take
             fixed steps, and their steps cannot be made again from checkpoints.
         aliases: other names of the same method, torchdiffeq's among them.
+        per_sample: can step each sample by itself (``step_control="per_sample"``).
         separable: for states (q, p) with dq a function of p and dp one of q alone.
     """
 
@@ -41,6 +44,7 @@ class SolverInfo:
     stages: int
     one_step: bool = True
     aliases: tuple[str, ...] = ()
+    per_sample: bool = False
     separable: bool = False
 
 
@@ -91,6 +95,7 @@ _SOLVERS = tuple(
         stages=tableau.stages - tableau.fsal,
         one_step=is_one_step(tableau),
         aliases=_ALIASES.get(tableau.name, ()),
+        per_sample=tableau.name in TABLEAUS or tableau.name in ROSENBROCKS,
         separable=tableau.name in SYMPLECTICS,
     )
     for tableau in METHODS.values()

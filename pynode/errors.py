@@ -5,6 +5,7 @@ Each message says where, what the cause is, and what to try.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class SolveError(PynodeError, RuntimeError):
             ``not_converged``, ``max_events``).
         t: the time that was reached.
         sample: index of the first offending sample, or None where that cannot be told.
+        samples: all samples that failed, with steps per sample; else empty.
         solution: what had been computed; times not reached hold NaN.
     """
 
@@ -61,9 +63,11 @@ class SolveError(PynodeError, RuntimeError):
         t: float,
         sample: int | None = None,
         solution: Solution | None = None,
+        samples: Sequence[int] = (),
     ) -> None:
         super().__init__(message)
         self.retcode = retcode
         self.t = t
         self.sample = sample
         self.solution = solution
+        self.samples = list(samples)

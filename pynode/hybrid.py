@@ -168,10 +168,11 @@ class Hybrid:
 
     def _note(self, start: float, watch: Watch, part: Part) -> None:
         """Keep the dense output of a stretch."""
-        if part.trajectory is not None and watch.stalled is None:
-            end = part.trajectory.t1 if watch.stop is None else watch.stop
-            self._stretches.append((start, end, part.trajectory))
-            self._no_gradient = self._no_gradient or part.no_gradient
+        if part.dense is not None and watch.stalled is None:
+            trajectory = part.dense.trajectory
+            end = trajectory.t1 if watch.stop is None else watch.stop
+            self._stretches.append((start, end, trajectory))
+            self._no_gradient = self._no_gradient or part.dense.no_gradient
 
     def _time(self, t: float) -> Tensor:
         times = self.problem.times.t

@@ -38,6 +38,9 @@ class StepCallbacks:
     rejected: StepCallback | None = None
 
 
+PER_SAMPLE_SENSITIVITIES = ("gauss", "discrete")
+
+
 @dataclass(frozen=True)
 class SolveOptions:
     """How to solve and differentiate; every field is a keyword of NeuralODE and of solve().
@@ -45,16 +48,25 @@ class SolveOptions:
     Attributes:
         solver: a name of ``pynode.solvers()`` or one of its aliases.
         sensitivity: a name of ``pynode.sensitivities()``; default: ``"interpolating"``, and
-            ``"gauss"`` for stiff solvers, which solve the adjoint with matrices of a sample's size;
-            ``"discrete"`` for symplectic ones, which cannot solve it.
+            ``"gauss"`` for stiff solvers, which solve the adjoint with matrices of a sample's size,
+            and for steps per sample; ``"discrete"`` for symplectic solvers, which cannot solve it.
         rtol, atol: relative and absolute tolerance of the local error, in the state's units;
             numbers, or tensors that broadcast against the state.
         engine: ``"torch"``, or ``"julia"``, which needs a Julia installation (docs/julia.md).
         lowering: for the julia engine, how the field gets there: ``"program"``, traced and run
             inside Julia, or ``"callback"``, evaluated by torch, slowly, for fields that cannot be
             traced.
-        step_control: ``"joint"``, one step size for the whole batch.
-        max_steps: largest number of attempted steps.
+        step_control: ``"joint"``, one step size for the whole batch; or ``"per_sample"``: each
+            sample (first dimension of the state) has its own time, t0, direction, step size,
+            rejections and outcome, as if it were solved alone. The field receives t of shape
+            (B,), where B is the number of samples that are still on their way.
+        batched_time: for steps per sample: the field f(t, z) is written for t of shape (B,)
+            (True), or for one number, so that it is vmapped over the samples (False); default:
+            found out by a few evaluations at the start.
+        batched_args: for steps per sample: tensors in ``args`` whose first dimension is B hold
+            one entry a sample (True), or belong to all samples (False); default: found out, where
+            there are such tensors.
+        max_steps: largest number of attempted steps; of each sample with steps per sample.
         max_events: largest number of times that events may change the state.
         adaptive: choose step sizes by the error estimate; default: whenever the solver has one.
         dt: the step size where steps are fixed, the first step size where they are adaptive
@@ -94,6 +106,8 @@ class SolveOptions:
     atol: float | Tensor = 1e-8
     engine: str = "torch"
     step_control: str = "joint"
+    batched_time: bool | None = None
+    batched_args: bool | None = None
     max_steps: int = 10_000
     max_events: int = 1000
     adaptive: bool | None = None
@@ -126,7 +140,8 @@ class SolveOptions:
         set_(self, "solver", catalogue.solver(self.solver).name)
         if self.sensitivity is None:
             backward = catalogue.solver(self.adjoint_solver or self.solver)
-            usual = "gauss" if backward.stiff else "interpolating"
+            gauss = backward.stiff or self.step_control == "per_sample"
+            usual = "gauss" if gauss else "interpolating"
             set_(self, "sensitivity", "discrete" if backward.separable else usual)
         set_(self, "sensitivity", catalogue.sensitivity(self.sensitivity).name)
         if self.adjoint_solver is not None:
@@ -135,13 +150,14 @@ class SolveOptions:
         set_(self, "grid", _numbers("grid", self.grid))
         _one_of("engine", self.engine, catalogue.ENGINES)
         _one_of("lowering", self.lowering, ("program", "callback"))
-        _one_of("step_control", self.step_control, ("joint",))
+        _one_of("step_control", self.step_control, ("joint", "per_sample"))
         _one_of("controller", self.controller, tuple(CONTROLLERS))
         if not callable(self.norm):
             _one_of("norm", self.norm, ("rms", "max"))
         self._check_numbers()
         self._check_steps()
         self._check_engine()
+        self._check_step_control()
 
     def _check_numbers(self) -> None:
         for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
@@ -285,6 +301,36 @@ class SolveOptions:
     def stops(self) -> tuple[float, ...]:
         """Times that a step ends on."""
         return (*self.tstops, *self.grid)
+
+    def _check_step_control(self) -> None:
+        if self.step_control == "joint":
+            for name in ("batched_time", "batched_args"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name}= has a meaning only with step_control='per_sample'")
+            return
+        if self.engine == "julia":
+            return
+        plain = {"dt_min": 0.0, "grid": (), "callbacks": None, "through_steps": False}
+        given = [name for name, value in plain.items() if getattr(self, name) != value]
+        if given:
+            raise InputError(f"{given[0]}= is not there for step_control='per_sample'")
+        for name in (self.solver, self.adjoint_solver or self.solver):
+            if not catalogue.solver(name).per_sample:
+                raise InputError(
+                    f"{name} has no steps per sample: use an explicit Runge-Kutta or a Rosenbrock "
+                    "method (tsit5, rodas5p, ...), or step_control='joint'"
+                )
+        if self.sensitivity not in PER_SAMPLE_SENSITIVITIES:
+            raise InputError(
+                f"sensitivity={self.sensitivity!r} integrates the gradient of all parameters as "
+                "one more state, which samples with steps of their own cannot share: with "
+                "step_control='per_sample' use 'gauss' or 'discrete'"
+            )
+        if self.checkpoints is not None:
+            raise InputError(
+                "checkpoints= is not there for step_control='per_sample': leave it out ('gauss' "
+                "keeps the stages of the accepted steps), or use step_control='joint'"
+            )
 
     @property
     def is_adaptive(self) -> bool:

@@ -41,7 +41,7 @@ class Statistics:
         nfe_backward: evaluations of the field in the backward pass, those inside
             vector-Jacobian products included.
         vjp: vector-Jacobian products of the field in the backward pass.
-        accepted, rejected: steps of the forward solve.
+        accepted, rejected: steps of the forward solve (with steps per sample, of all samples).
         accepted_backward, rejected_backward: steps of the adjoint solve.
         jacobians: Jacobians of the field that implicit methods evaluated, forward and backward;
             the evaluation of the field inside each counts as nfe too.
@@ -82,6 +82,35 @@ class Statistics:
         return "; ".join(parts)
 
 
+@dataclass
+class SampleOutcomes:
+    """How each of B samples fared that stepped by itself; tensors are (B,), on the host.
+
+    Attributes:
+        retcodes: how it ended.
+        t: the time that it reached.
+        outputs: how many of its evaluation times it reached.
+        nfe: evaluations of the field in which it took part.
+        accepted, rejected: its steps.
+        attempts: attempted steps of the batch, each of all samples still on their way.
+        messages: for each sample that failed, where, why, and what to try.
+    """
+
+    retcodes: list[Retcode]
+    t: Tensor
+    outputs: Tensor
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    attempts: int
+    messages: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[int]:
+        """The samples that did not reach their last time."""
+        return sorted(self.messages)
+
+
 @dataclass(repr=False)
 class Solution:
     """Solution of an initial value problem.
@@ -92,7 +121,8 @@ class Solution:
             times, ``zs[i, b]`` is sample b at ``ts[b, i]``, NaN where ``ts`` is padded. Times
             that a solve did not reach, since it failed or an event ended it, hold NaN.
         stats: counts of evaluations and steps.
-        retcode: how the solve ended.
+        retcode: how the solve ended; with steps per sample, how the worst sample did.
+        samples: how each sample ended, with ``step_control="per_sample"``; else None.
         message: for a solve that failed, where, why, and what to try; else empty.
         events: one record for each event, in the order in which they were given.
     """
@@ -103,6 +133,7 @@ class Solution:
     retcode: Retcode
     message: str = ""
     dense: Callable[[Any], State] | None = field(default=None)
+    samples: SampleOutcomes | None = None
     events: tuple[EventRecord, ...] = ()
     end: tuple[Tensor, State] | None = field(default=None)
 
@@ -132,14 +163,21 @@ class Solution:
             raise InputError("each sample has times, and so a last state, of its own: see zs")
         return self.ts[-1], pytree.tree_map(lambda leaf: leaf[-1], self.zs)
 
+    @property
+    def retcodes(self) -> list[Retcode] | None:
+        """How each sample ended, with ``step_control="per_sample"``; else None."""
+        return None if self.samples is None else self.samples.retcodes
+
     def __call__(self, s: float | Tensor) -> State:
         """Dense output: the state at any time inside the solved interval.
 
         Args:
-            s: a number or a tensor of any shape.
+            s: a number or a tensor of any shape. With steps per sample a number, or (..., B) or
+                (..., 1), the last dimension for the samples.
 
         Returns:
-            The state, with the shape of ``s`` before that of z0.
+            The state, with the shape of ``s`` before that of z0; with steps per sample that of
+            ``s`` without its last dimension. A sample that failed has NaN after its end.
 
         Raises:
             InputError: ``s`` lies outside, or the solve kept no dense output.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pynode import catalogue
+from pynode.dense import DenseOutput
 from pynode.engines.julia import calls
 from pynode.engines.julia.calls import Block, bridge
 from pynode.engines.julia.fields import RemoteField, RemoteFields, flat, split
@@ -20,8 +21,9 @@ from pynode.engines.julia.moments import Moments
 from pynode.errors import GradientError, InputError, JuliaError
 from pynode.field import FlatField
 from pynode.options import SolveOptions
+from pynode.precision import Autocast
 from pynode.problem import ODEProblem
-from pynode.solution import Retcode
+from pynode.solution import Retcode, Statistics
 
 UNSUPPORTED = {
     "controller": ("pi", "each of its solvers has a step-size controller of its own"),
@@ -75,6 +77,13 @@ class Forward:
     message: str = ""
     sample: int | None = None
     marks: None = None
+    reached: int = 0
+    samples: None = None
+    taped: None = None
+
+    @property
+    def differentiable(self) -> bool:
+        return self.retcode is Retcode.SUCCESS
 
 
 class JuliaEngine:
@@ -84,6 +93,19 @@ class JuliaEngine:
 
     def __init__(self) -> None:
         self._fields = RemoteFields()
+
+    def field(
+        self,
+        problem: ODEProblem,
+        options: SolveOptions,
+        args: Any,
+        stats: Statistics,
+        autocast: Autocast | None,
+    ) -> FlatField:
+        """The problem's field on flat states, with counts in ``stats``."""
+        if autocast is not None:
+            raise InputError("engine='julia' does not work under torch.autocast: leave it")
+        return FlatField(problem.field, problem.layout, args, stats)
 
     def trainable(
         self, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
@@ -140,8 +162,16 @@ class JuliaEngine:
         blamed, message = _explain(retcode, t, sample, options, problem, found)
         return Forward(zs, t, retcode, kept, message, blamed)
 
-    def trajectory(self, log: KeptSolve, options: SolveOptions, field: FlatField) -> KeptSolve:
-        return log
+    def dense_output(
+        self,
+        problem: ODEProblem,
+        options: SolveOptions,
+        field: FlatField,
+        forward: Forward,
+        no_gradient: str,
+    ) -> DenseOutput:
+        """What ``sol(s)`` reads from."""
+        return DenseOutput(forward.log, problem.layout, no_gradient)  # type: ignore[arg-type]
 
     def keeps(self, options: SolveOptions) -> tuple[bool, int | None]:
         """What the sensitivity's backward pass needs of the forward one: (record, keep)."""
@@ -190,7 +220,8 @@ class JuliaEngine:
         _check(problem, options, z0)
         stiff = catalogue.solver(options.solver).stiff
         rows = problem.layout.rows or 1
-        each = stiff and rows > 1 and options.lowering == "program"
+        alone = stiff or options.step_control == "per_sample"
+        each = alone and rows > 1 and options.lowering == "program"
         return self._fields.get(field, z0, problem.times.start, options.lowering, stiff, each)
 
 

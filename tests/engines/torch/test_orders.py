@@ -174,7 +174,7 @@ def test_dense_output_is_nearly_as_good_as_the_steps(info, reference):
     z0 = torch.tensor(STARTS, dtype=torch.float64)
     sol = solve(rigid_body, z0, [0.0, END], solver=info.name, rtol=rtol, atol=rtol)
     between = float(abs(sol(torch.tensor(times)).numpy() - exact).max())
-    ends = np.array(sol.dense._trajectory.log.times)
+    ends = np.array(sol.dense.trajectory.log.times)
     at_ends = float(abs(sol(torch.tensor(ends)).numpy() - reference(ends)).max())
     assert between < 20 * max(at_ends, rtol)
 
@@ -186,5 +186,5 @@ def test_dense_output_is_continuous_and_meets_the_outputs(info):
     steps = {"adaptive": False, "dt": 0.13} if info.one_step else {"dense": True}
     sol = solve(rigid_body, z0, t, solver=info.name, **steps)
     torch.testing.assert_close(sol(t), sol.zs, rtol=1e-12, atol=1e-12)
-    ends = torch.tensor(sol.dense._trajectory.log.times[1:-1], dtype=torch.float64)
+    ends = torch.tensor(sol.dense.trajectory.log.times[1:-1], dtype=torch.float64)
     torch.testing.assert_close(sol(ends - 1e-11), sol(ends + 1e-11), rtol=0, atol=1e-9)

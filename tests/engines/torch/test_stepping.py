@@ -48,7 +48,7 @@ def start() -> Tensor:
 
 
 def step_ends(sol) -> list[float]:
-    return sol.dense._trajectory.log.times
+    return sol.dense.trajectory.log.times
 
 
 # --- what steps cost ---------------------------------------------------------------------------
