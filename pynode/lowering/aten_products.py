@@ -99,11 +99,42 @@ def _extreme(tr: Translation, x: View, dim: Any = None, keepdim: bool = False) -
     return value, None
 
 
+def _spread(
+    tr: Translation, x: View, dim: Any, unbiased: bool, correction: float | None, keepdim: bool
+) -> tuple[View, View]:
+    """Variance and mean over dims, by deviations from the mean."""
+    dims = _dims(x, dim)
+    mean = tr.graph.reduce("mean", x, dims, keepdim=True)
+    squares = tr.pointwise("square", tr.pointwise("sub", x, mean))
+    n = math.prod(x.shape[d] for d in dims)
+    free = max(n - (correction if correction is not None else float(unbiased)), 0)
+    total = tr.graph.reduce("sum", squares, dims, keepdim)
+    kept = mean if keepdim else tr.graph.reshape(mean, total.shape)
+    return tr.pointwise("div", total, free), kept
+
+
+@operation("aten.var", "aten.std", "aten.var_mean", "aten.std_mean")
+def _var(
+    tr: Translation,
+    x: View,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Any:
+    name = packet_name(tr.node.target).removeprefix("aten.")
+    if isinstance(dim, bool):  # overload (x, unbiased)
+        dim, unbiased = None, dim
+    value, mean = _spread(tr, x, dim, unbiased, correction, keepdim)
+    if name.startswith("std"):
+        value = tr.pointwise("sqrt", value)
+    return (value, mean) if name.endswith("mean") else value
+
+
 @operation("aten.cumsum")
 def _cumsum(tr: Translation, x: View, dim: int, dtype: torch.dtype | None = None) -> View:
     if not x.shape:
         return x
     return tr.graph.scan(x, dim % len(x.shape))
 
-
-__all__ = ["math"]

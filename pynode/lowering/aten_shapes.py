@@ -96,6 +96,21 @@ def _diagonal(tr: Translation, x: View, offset: int = 0, dim1: int = 0, dim2: in
     return View(x.value, tr.shape, strides, x.offset + start)
 
 
+def _stored_in_order(tr: Translation, x: View) -> None:
+    val = tr.node.args[0].meta["val"]  # type: ignore[union-attr]
+    if not val.is_contiguous() or val.storage_offset() != 0:
+        raise tr.refuse("on a tensor that is not contiguous")
+
+
+@operation("aten.as_strided")
+def _as_strided(
+    tr: Translation, x: View, size: Sequence[int], stride: Sequence[int], offset: int | None = None
+) -> View:
+    _stored_in_order(tr, x)
+    x = tr.graph.dense(x)
+    return View(x.value, tuple(size), tuple(stride), x.offset + (offset or 0))
+
+
 @operation("aten.split", "aten.split_with_sizes")
 def _split(tr: Translation, x: View, sizes: int | Sequence[int], dim: int = 0) -> tuple[View, ...]:
     dim %= len(x.shape)
@@ -175,6 +190,19 @@ def _diagonal_scatter(
     index = _positions(tr.shape).diagonal(offset, dim1, dim2)
     place = View(Value(tr.shape), tuple(index.shape), index.stride(), int(index.storage_offset()))
     return _put(tr, x, src, place)
+
+
+@operation("aten.as_strided_scatter")
+def _as_strided_scatter(
+    tr: Translation,
+    x: Any,
+    src: Any,
+    size: Sequence[int],
+    stride: Sequence[int],
+    offset: int | None = None,
+) -> View:
+    _stored_in_order(tr, x)
+    return _put(tr, x, src, View(Value(tr.shape), tuple(size), tuple(stride), offset or 0))
 
 
 @operation("aten.select_backward")
@@ -305,6 +333,7 @@ def _overwrite(tr: Translation, x: Any, src: Any, chosen: Tensor) -> View:
 @operation(
     "aten.zeros_like", "aten.ones_like", "aten.empty_like", "aten.new_zeros", "aten.new_ones",
     "aten.new_empty", "aten.new_empty_strided", "aten._efficientzerotensor",
+    "aten._new_zeros_with_same_feature_meta",
 )  # fmt: skip
 def _filled(tr: Translation, x: Any, *_: Any, **__: Any) -> Tensor:
     ones = "ones" in str(tr.node.target)

@@ -33,7 +33,7 @@ class Graph:
         self._constants: dict[Any, View] = {}
 
     def constant(self, array: Any) -> View:
-        data = np.ascontiguousarray(np.asarray(array).astype(self.dtype))
+        data = np.asarray(array).astype(self.dtype, order="C")
         if data.size > 1 and (data == data.reshape(-1)[0]).all():
             return self.constant(data.reshape(-1)[0]).expand(data.shape)
         key = (data.shape, data.tobytes())

@@ -59,12 +59,10 @@ def lower(
             f"the state is {kinds}: programs are for float32 and float64. Cast the state, or "
             'write complex numbers as pairs, or use lowering="callback"'
         )
-    field = FlatField(field.fn, field.layout, field.args, Statistics())
-    parameters = parameters_of(field, z0, t0)
-    layout = parameter_layout(field, parameters)
-    programs = {}
-    for name in which:
-        programs[name] = _program(name, field, parameters, layout, z0, t0)
+    originals = parameters_of(field, z0, t0)
+    layout = parameter_layout(field, originals)
+    field, tensors = with_own_args(field, originals)
+    programs = {name: _program(name, field, tensors, layout, z0, t0) for name in which}
     rows = field.layout.rows or 1
     lowered = LoweredField(
         dtype=DTYPES[z0.dtype],
@@ -74,11 +72,25 @@ def lower(
         programs=programs,
         autonomous=field.form == "z"
         or ("f" in programs and not reads_time(programs["f"])),
-        tensors=tuple(parameters),
+        tensors=tuple(originals),
     )
     if check:
-        verify(lowered, field, z0, t0)
+        verify(lowered, field, tensors, z0, t0)
     return lowered
+
+
+def with_own_args(
+    field: FlatField, tensors: Sequence[Tensor]
+) -> tuple[FlatField, list[Tensor]]:
+    """The field with floating args that are leaves, and all its parameters accordingly."""
+    own = {
+        id(leaf): leaf.detach().clone().requires_grad_()
+        for leaf in pytree.tree_leaves(field.args)
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    }
+    args = pytree.tree_map(lambda leaf: own.get(id(leaf), leaf), field.args)
+    mine = FlatField(field.fn, field.layout, args, Statistics())
+    return mine, [own.get(id(tensor), tensor) for tensor in tensors]
 
 
 def parameters_of(field: FlatField, z0: Tensor, t0: float) -> list[Tensor]:
@@ -200,7 +212,9 @@ def _refusal(
 # The check against torch ---------------------------------------------------------------------------
 
 
-def verify(lowered: LoweredField, field: FlatField, z0: Tensor, t0: float) -> None:
+def verify(
+    lowered: LoweredField, field: FlatField, tensors: Sequence[Tensor], z0: Tensor, t0: float
+) -> None:
     """Compare every program with torch at a point beside (t0, z0).
 
     Raises:
@@ -210,7 +224,7 @@ def verify(lowered: LoweredField, field: FlatField, z0: Tensor, t0: float) -> No
     noise = torch.randn(2, z0.numel(), dtype=torch.float64, generator=generator).to(z0)
     z, lam, t = z0.detach() + 0.1 * noise[0] * (1 + z0.detach().abs()), noise[1], t0 + 0.0625
     wanted = {
-        name: reference(name, field, lowered.tensors, z, t, lam) for name in lowered.programs
+        name: reference(name, field, tensors, z, t, lam) for name in lowered.programs
     }
     for name, values in wanted.items():
         got = lowered.run(name, as_array(z), t, lam=as_array(lam))

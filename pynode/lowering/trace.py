@@ -59,10 +59,16 @@ def derivative(name: str, field: FlatField, parameters: Sequence[Tensor]) -> Der
         return [blocks.reshape(width, rows, width).transpose(0, 1)]
 
     def tgrad(z: Tensor, t: Tensor, lam: Tensor) -> list[Tensor | None]:
-        if field.form == "z":
+        out = field(t, z.detach())
+        if not out.requires_grad:
             return [None]
-        z = z.detach()
-        return [torch.func.jvp(lambda s: field(s, z), (t.detach(),), (torch.ones_like(t),))[1]]
+        # The product λᵀ∂f/∂t is linear in λ: its derivative by λ is ∂f/∂t. (Forward mode under
+        # make_fx crashes torch 2.13 where the field writes in place.)
+        pick = torch.zeros_like(out, requires_grad=True)
+        (pulled,) = torch.autograd.grad(out, t, pick, create_graph=True, allow_unused=True)
+        if pulled is None or not pulled.requires_grad:
+            return [None]
+        return list(torch.autograd.grad(pulled, pick, torch.ones_like(t), allow_unused=True))
 
     return {
         "f": lambda z, t, lam: [field(t, z)],
@@ -182,7 +188,7 @@ def _decompositions() -> dict[Any, Any]:
             aten.native_layer_norm_backward, aten.native_group_norm,
             aten.native_group_norm_backward, aten.native_batch_norm,
             aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training,
-            aten.native_batch_norm_backward, aten.var, aten.var_mean, aten.std,
+            aten.native_batch_norm_backward,
             aten.embedding_dense_backward, aten.linalg_vector_norm, aten.norm, aten.lerp,
             aten.addcdiv, aten.hardtanh, aten.hardtanh_backward, aten.hardswish,
             aten.hardswish_backward, aten.hardsigmoid, aten.hardsigmoid_backward, aten.mish,
@@ -194,7 +200,7 @@ def _decompositions() -> dict[Any, Any]:
             aten.heaviside, aten.hypot, aten.sinc, aten.nan_to_num, aten.trace, aten.threshold,
             aten.rot90, aten.linspace, aten.logspace, aten.cumprod, aten._euclidean_dist,
             aten.max_pool2d_with_indices_backward, aten.avg_pool2d_backward, aten.im2col,
-            aten.col2im, aten.pixel_shuffle, aten.upsample_nearest2d, aten.std_mean,
+            aten.col2im, aten.pixel_shuffle, aten.upsample_nearest2d,
             aten.rrelu_with_noise_functional, aten.index_add, aten.deg2rad, aten.frac,
         ]
     )  # fmt: skip

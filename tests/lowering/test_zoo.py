@@ -8,7 +8,7 @@ from zoo import ZOO
 
 from pynode.field import FlatField
 from pynode.lowering import PROGRAMS, LoweredField, lower
-from pynode.lowering.lower import difference, reference
+from pynode.lowering.lower import difference, reference, with_own_args
 from pynode.solution import Statistics
 from pynode.state import StateLayout
 
@@ -31,11 +31,12 @@ def flat(name: str, batch: int, dtype: torch.dtype) -> tuple[FlatField, torch.Te
 def compare(name: str, batch: int, dtype: torch.dtype, which: tuple[str, ...]) -> LoweredField:
     field, z = flat(name, batch, dtype)
     lowered = lower(field, z, 0.4, which, check=False)
+    field, tensors = with_own_args(field, lowered.tensors)
     torch.manual_seed(1)
     z = z + 0.05 * torch.randn_like(z) * z.abs()
     lam = torch.randn_like(z)
     for program in which:
-        wanted = reference(program, field, lowered.tensors, z, 0.7, lam)
+        wanted = reference(program, field, tensors, z, 0.7, lam)
         got = lowered.run(program, z.numpy(), 0.7, lam=lam.numpy())
         assert set(got) == set(PROGRAMS[program])
         for out, value in wanted.items():

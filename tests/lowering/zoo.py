@@ -26,7 +26,7 @@ ACTIVATIONS = {
     "logsigmoid": nn.LogSigmoid, "tanhshrink": nn.Tanhshrink, "softshrink": nn.Softshrink,
     "prelu": nn.PReLU, "relu6": nn.ReLU6, "glu": lambda: nn.Sequential(nn.Linear(16, 32), nn.GLU()),
     "softmax": lambda: nn.Softmax(-1), "threshold": lambda: nn.Threshold(0.1, 0.2),
-    "inplace": lambda: nn.Sequential(nn.ELU(inplace=True), nn.ReLU(inplace=True)),
+    "inplace": lambda: nn.Sequential(nn.ELU(inplace=True), nn.Linear(16, 16), nn.ReLU(inplace=True)),
 }  # fmt: skip
 
 for _name, _activation in ACTIVATIONS.items():
