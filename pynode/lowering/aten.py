@@ -124,9 +124,7 @@ class Translation:
             if part.dtype.is_complex:
                 raise Unsupported(name, "it makes complex numbers")
             if part.dtype.is_floating_point and part.dtype != self.dtype:
-                raise Unsupported(
-                    name, f"it computes in {part.dtype}, the state is {self.dtype}"
-                )
+                raise Unsupported(name, f"it computes in {part.dtype}, the state is {self.dtype}")
 
 
 def _leaves(x: Any) -> list[Any]:

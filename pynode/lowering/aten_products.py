@@ -37,9 +37,7 @@ def _mv(tr: Translation, a: Any, x: Any) -> View:
 
 @operation("aten.addmv")
 def _addmv(tr: Translation, c: Any, a: Any, x: Any, beta: float = 1, alpha: float = 1) -> View:
-    return tr.pointwise(
-        "add", _scaled(tr, _mv(tr, a, x), alpha), _scaled(tr, tr.view(c), beta)
-    )
+    return tr.pointwise("add", _scaled(tr, _mv(tr, a, x), alpha), _scaled(tr, tr.view(c), beta))
 
 
 @operation("aten.dot", "aten.vdot")
@@ -137,4 +135,3 @@ def _cumsum(tr: Translation, x: View, dim: int, dtype: torch.dtype | None = None
     if not x.shape:
         return x
     return tr.graph.scan(x, dim % len(x.shape))
-

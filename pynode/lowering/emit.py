@@ -108,9 +108,7 @@ def _allocate(nodes: Sequence[Node]) -> tuple[int, dict[Value, int]]:
         freed: Value | None = None
         if root.slot is None and root not in offsets:
             freed = _dying_operand(node, number, last, offsets)
-            offsets[root] = (
-                _take(gaps, root.size) if freed is None else offsets[freed]
-            )
+            offsets[root] = _take(gaps, root.size) if freed is None else offsets[freed]
             top = max(top, offsets[root] + root.size)
         for value in {_root(o.value) for o in node.operands} | {root}:
             if value in offsets and last[value] == number and value is not freed:
@@ -333,4 +331,3 @@ class _Writer:
             "scatter_add", None, n=n, out=self._address(node.value),
             a=self._address(a.value, a.offset), first=self._index(node.extra[0]),
         )  # fmt: skip
-

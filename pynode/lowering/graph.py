@@ -77,9 +77,7 @@ class Graph:
 
     def _in_order(self, op: str, kind: str, views: list[View]) -> View:
         shape = views[0].shape
-        needed = [
-            n if any(v.strides[axis] for v in views) else 1 for axis, n in enumerate(shape)
-        ]
+        needed = [n if any(v.strides[axis] for v in views) else 1 for axis, n in enumerate(shape)]
         views = [_first(v, needed) for v in views]
         order = _storage_order(views)
         made = self.node(
@@ -223,9 +221,7 @@ class Graph:
             inner = view.value.node
             whole = place.offset == 0 and view.size == math.prod(shape) and place.is_contiguous
             if whole and view.is_whole and inner is not None and inner.op == "assemble":
-                flat += [
-                    (v, *where) for v, where in zip(inner.operands, inner.where, strict=True)
-                ]
+                flat += [(v, *where) for v, where in zip(inner.operands, inner.where, strict=True)]
             else:
                 flat.append((view, place.offset, place.strides))
         flat = _visible(math.prod(shape), flat)
@@ -234,9 +230,7 @@ class Graph:
             return self.reshape(views[0], shape)
         if all(v.value.constant is not None for v in views):
             return self.constant(_assembled(shape, flat, self.dtype))
-        return self.node(
-            "assemble", None, views, shape, where=tuple((o, s) for _, o, s in flat)
-        )
+        return self.node("assemble", None, views, shape, where=tuple((o, s) for _, o, s in flat))
 
     def gather(self, view: View, index: Array) -> View:
         """The entries of a view at flat positions (of its shape, row-major), in index's shape."""
@@ -244,9 +238,7 @@ class Graph:
             return self.constant(view.numpy().reshape(-1)[index])
         source = self.dense(view)
         table = np.ascontiguousarray(index, dtype=np.int64)
-        return self.node(
-            "gather", None, [source], tuple(index.shape), (table.tobytes(),)
-        )
+        return self.node("gather", None, [source], tuple(index.shape), (table.tobytes(),))
 
     def scatter_add(self, base: View, view: View, index: Array) -> View:
         """``base`` with the entries of ``view`` added at flat positions."""
@@ -327,9 +319,7 @@ def _groups(view: View, axes: set[int]) -> tuple[tuple[int, int], ...] | None:
         return None
     found: list[tuple[int, int]] = []
     for _, run in runs:
-        dims = merged(
-            tuple(view.shape[a] for a in run), (tuple(view.strides[a] for a in run),)
-        )
+        dims = merged(tuple(view.shape[a] for a in run), (tuple(view.strides[a] for a in run),))
         if len(dims) != 1:
             return None
         found.append((dims[0][0], dims[0][1][0]))
@@ -362,9 +352,7 @@ def _sparse(node: Node) -> list[tuple[View, int, Shape]] | None:
     return pieces if covered.sum() == sum(view.size for view, *_ in pieces) else None
 
 
-def _visible(
-    size: int, pieces: list[tuple[View, int, Shape]]
-) -> list[tuple[View, int, Shape]]:
+def _visible(size: int, pieces: list[tuple[View, int, Shape]]) -> list[tuple[View, int, Shape]]:
     """Without pieces that later ones cover entirely."""
     covered = np.zeros(size, dtype=bool)
     kept = []

@@ -232,7 +232,9 @@ class Operation:
         at = 0
         for field in self.fields:
             size = 2 if field[0] == "@" else 4 if field[-1] == "4" else 1
-            values[field.lstrip("@")] = tuple(integers[at : at + size]) if size > 1 else integers[at]
+            values[field.lstrip("@")] = (
+                tuple(integers[at : at + size]) if size > 1 else integers[at]
+            )
             at += size
         return values
 
@@ -246,9 +248,7 @@ def _flat(arity: int) -> Callable[[dict[str, Any]], Touched]:
     def touched(v: dict[str, Any]) -> Touched:
         n = v["n"]
         steps = [v.get(f"s{x}", 1) for x in _LETTERS[:arity]]
-        reads = [
-            Access(*v[x], (n,), (s,)) for x, s in zip(_LETTERS[:arity], steps, strict=True)
-        ]
+        reads = [Access(*v[x], (n,), (s,)) for x, s in zip(_LETTERS[:arity], steps, strict=True)]
         return Touched(Access(*v["out"], (n,), (1,)), tuple(reads), tuple(s == 1 for s in steps))
 
     return touched

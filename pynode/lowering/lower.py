@@ -70,8 +70,7 @@ def lower(
         width=z0.numel() // rows,
         parameters=layout,
         programs=programs,
-        autonomous=field.form == "z"
-        or ("f" in programs and not reads_time(programs["f"])),
+        autonomous=field.form == "z" or ("f" in programs and not reads_time(programs["f"])),
         tensors=tuple(originals),
     )
     if check:
@@ -79,9 +78,7 @@ def lower(
     return lowered
 
 
-def with_own_args(
-    field: FlatField, tensors: Sequence[Tensor]
-) -> tuple[FlatField, list[Tensor]]:
+def with_own_args(field: FlatField, tensors: Sequence[Tensor]) -> tuple[FlatField, list[Tensor]]:
     """The field with floating args that are leaves, and all its parameters accordingly."""
     own = {
         id(leaf): leaf.detach().clone().requires_grad_()
@@ -195,9 +192,7 @@ def _outputs(
     return outputs, nodes
 
 
-def _refusal(
-    error: Unsupported, name: str, field: FlatField, z0: Tensor, t0: float
-) -> str:
+def _refusal(error: Unsupported, name: str, field: FlatField, z0: Tensor, t0: float) -> str:
     where = module_of(error.name, field, z0, t0)
     what = f"{error.name} has no instruction" if not error.why else f"{error.name}: {error.why}"
     if "random" in error.why:
@@ -223,9 +218,7 @@ def verify(
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, z0.numel(), dtype=torch.float64, generator=generator).to(z0)
     z, lam, t = z0.detach() + 0.1 * noise[0] * (1 + z0.detach().abs()), noise[1], t0 + 0.0625
-    wanted = {
-        name: reference(name, field, tensors, z, t, lam) for name in lowered.programs
-    }
+    wanted = {name: reference(name, field, tensors, z, t, lam) for name in lowered.programs}
     for name, values in wanted.items():
         got = lowered.run(name, as_array(z), t, lam=as_array(lam))
         for out, value in values.items():

@@ -73,7 +73,9 @@ class LoweredField:
         """A flat vector (P,), of gradients say, in the parameters' shapes."""
         return [flat[p.offset : p.offset + p.size].reshape(p.shape) for p in self.parameters]
 
-    def run(self, name: str, z: Any, t: Any = 0.0, p: Any = None, lam: Any = ()) -> dict[str, Array]:
+    def run(
+        self, name: str, z: Any, t: Any = 0.0, p: Any = None, lam: Any = ()
+    ) -> dict[str, Array]:
         """Outputs of a program by the numpy interpreter.
 
         Args:

@@ -25,9 +25,7 @@ class _Finder(TorchDispatchMode):
         self.found: nn.Module | None = None
         self.seen = False
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = str(func.overloadpacket).removesuffix("_")
         if made == self.name.removesuffix("_") and not self.seen:
             self.seen = True

@@ -163,7 +163,11 @@ def _place(access: Access) -> str:
         return where
     contiguous = all(s == math.prod(n for n, _ in kept[i + 1 :]) for i, (_, s) in enumerate(kept))
     shape = "×".join(str(n) for n, _ in kept)
-    return f"{where}[{shape}]" if contiguous else f"{where}[{shape} by {','.join(str(s) for _, s in kept)}]"
+    return (
+        f"{where}[{shape}]"
+        if contiguous
+        else f"{where}[{shape} by {','.join(str(s) for _, s in kept)}]"
+    )
 
 
 # Checks ------------------------------------------------------------------------------------------
@@ -206,7 +210,9 @@ def _check_fields(values: dict[str, Any]) -> None:
         if any(abs(x) > LARGEST for x in parts):
             raise ProgramError(f"{name}={value} is too large")
         if name in COUNTS and (min(parts) < 1 or math.prod(parts) > LARGEST):
-            raise ProgramError(f"{name}={value}: counts are 1 or more, of at most {LARGEST} entries")
+            raise ProgramError(
+                f"{name}={value}: counts are 1 or more, of at most {LARGEST} entries"
+            )
         if name in FLAGS and value not in (0, 1):
             raise ProgramError(f"{name}={value}: 0 or 1 is needed")
     if values.get("add") == 0 and (values["c"] != (0, 0) or values["ci"] or values["cj"]):

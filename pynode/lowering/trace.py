@@ -143,9 +143,7 @@ def plain_kernels() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(mkldnn)
 
 
-def _lift_constants(
-    module: GraphModule, parameters: Sequence[Tensor]
-) -> list[str | int | Tensor]:
+def _lift_constants(module: GraphModule, parameters: Sequence[Tensor]) -> list[str | int | Tensor]:
     """Make tensors that the graph holds inputs of it, telling parameters from constants."""
     inputs: list[str | int | Tensor] = ["z", "t", "lam"]
     numbers = {id(p): i for i, p in enumerate(parameters)}
@@ -170,9 +168,7 @@ def _lift_constants(
 def _is_plain(module: GraphModule, table: dict[Any, Any]) -> bool:
     """Whether nothing in the graph mutates, and nothing is to be decomposed."""
     targets = [n.target for n in module.graph.nodes if n.op == "call_function"]
-    return not any(
-        t in table or (hasattr(t, "_schema") and t._schema.is_mutable) for t in targets
-    )
+    return not any(t in table or (hasattr(t, "_schema") and t._schema.is_mutable) for t in targets)
 
 
 @functools.cache
@@ -227,8 +223,10 @@ def _refuse_mutation(module: GraphModule) -> None:
 
 def _explain(error: Exception) -> str:
     text = str(error)
-    if "_local_scalar_dense" in text or "GuardOnDataDependent" in type(error).__name__ or (
-        "data-dependent" in text
+    if (
+        "_local_scalar_dense" in text
+        or "GuardOnDataDependent" in type(error).__name__
+        or ("data-dependent" in text)
     ):
         return (
             "the field reads a tensor's value in Python (if, while, float(), .item()), so that "
