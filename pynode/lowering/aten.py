@@ -102,7 +102,8 @@ class Translation:
         raise LoweringError("the traced graph has no output")
 
     def _call(self, node: FxNode, values: dict[FxNode, Any]) -> Any:
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        given: Any = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        args, kwargs = given
         name = packet_name(node.target)
         if name == "<built-in function getitem>":
             return args[0][args[1]]

@@ -9,11 +9,14 @@ import torch
 from pynode.lowering.aten import Translation, operation, packet_name
 from pynode.lowering.views import View
 
+# fmt: off
 _SAME_NAME = (
-    "abs acos acosh asin asinh atan atanh ceil cos cosh erf exp exp2 expm1 floor isnan log log10 "
-    "log1p log2 neg reciprocal relu round rsqrt sigmoid sign silu sin sinh sqrt square tan tanh "
-    "trunc"
-).split()
+    "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf", "exp",
+    "exp2", "expm1", "floor", "isnan", "log", "log10", "log1p", "log2", "neg", "reciprocal",
+    "relu", "round", "rsqrt", "sigmoid", "sign", "silu", "sin", "sinh", "sqrt", "square", "tan",
+    "tanh", "trunc",
+)
+# fmt: on
 
 
 @operation(*(f"aten.{name}" for name in _SAME_NAME))
@@ -107,7 +110,7 @@ def _elu_backward(
     return tr.pointwise("where", tr.pointwise("gt", x, 0), g, low)
 
 
-# Arithmetic ----------------------------------------------------------------------------------------
+# Arithmetic -------------------------------------------------------------------------------------
 
 
 def _boolean(tr: Translation) -> None:

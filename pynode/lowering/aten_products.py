@@ -58,7 +58,7 @@ def _baddbmm(tr: Translation, c: Any, a: Any, b: Any, beta: float = 1, alpha: fl
     return product if beta == 0 else tr.pointwise("add", product, _scaled(tr, tr.view(c), beta))
 
 
-# Reductions ----------------------------------------------------------------------------------------
+# Reductions -------------------------------------------------------------------------------------
 
 
 def _dims(x: View, dim: Any) -> Sequence[int]:

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from pynode.lowering.aten import Translation, operation
-from pynode.lowering.instructions import Array
-from pynode.lowering.views import Shape, Value, View, row_major
+from pynode.lowering.views import Shape, Value, View
 
 
 def _positions(shape: Shape) -> Tensor:
     return torch.arange(math.prod(shape)).reshape(shape)
 
 
-# Views -------------------------------------------------------------------------------------------
+# Views ------------------------------------------------------------------------------------------
 
 
 @operation(
@@ -126,7 +125,7 @@ def _unbind(tr: Translation, x: View, dim: int = 0) -> tuple[View, ...]:
     return tuple(x.select(dim, i) for i in range(x.shape[dim]))
 
 
-# Putting together ----------------------------------------------------------------------------------
+# Putting together -------------------------------------------------------------------------------
 
 
 def _canvas(shape: Shape) -> View:
@@ -244,7 +243,7 @@ def _repeat(tr: Translation, x: View, repeats: Sequence[int]) -> View:
     return tr.graph.reshape(spread, tr.shape)
 
 
-# By index ------------------------------------------------------------------------------------------
+# By index ---------------------------------------------------------------------------------------
 
 
 def _constant_index(tr: Translation, *indices: Any) -> None:
@@ -327,7 +326,7 @@ def _overwrite(tr: Translation, x: Any, src: Any, chosen: Tensor) -> View:
     return tr.graph.gather(both, chosen.numpy())
 
 
-# Constants in the shape of something ---------------------------------------------------------------
+# Constants in the shape of something ------------------------------------------------------------
 
 
 @operation(
@@ -351,10 +350,3 @@ def _full(tr: Translation, x: Any, *args: Any, **__: Any) -> Any:
 @operation("aten.copy")
 def _copy(tr: Translation, x: Any, src: Any, *_: Any) -> View:
     return tr.view(src).expand(tr.shape)
-
-
-def flat_index(shape: Shape) -> Array:
-    return np.arange(math.prod(shape)).reshape(shape)
-
-
-__all__ = ["flat_index", "row_major"]

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from pynode.field import FlatField
+from pynode.lowering.check import reference
 from pynode.lowering.emit import emit
 from pynode.lowering.fuse import alive
 from pynode.lowering.graph import Graph
 from pynode.lowering.instructions import BINARY, OUT, REDUCE, TERNARY, UNARY, Array, P, Z
-from pynode.lowering.lower import lower, reference
 from pynode.lowering.lowered import LoweredField, Parameter, as_array
+from pynode.lowering.pipeline import lower
 from pynode.lowering.trace import PROGRAMS
 from pynode.lowering.views import Node, Value, View
 from pynode.solution import Statistics
@@ -162,7 +163,7 @@ def _numbers(array: Array) -> list[float | str]:
     return [x if math.isfinite(x) else str(x) for x in array.tolist()]
 
 
-# Every operation -----------------------------------------------------------------------------------
+# Every operation --------------------------------------------------------------------------------
 
 
 def _operations() -> dict[str, Any]:

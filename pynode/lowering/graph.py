@@ -16,7 +16,11 @@ import numpy as np
 from pynode.lowering.instructions import BINARY, REDUCE, TERNARY, UNARY, Array
 from pynode.lowering.views import Node, Shape, Value, View, merged, row_major
 
-_POINTWISE = {1: ("unary", UNARY), 2: ("binary", BINARY), 3: ("ternary", TERNARY)}
+_POINTWISE: dict[int, tuple[str, Any]] = {
+    1: ("unary", UNARY),
+    2: ("binary", BINARY),
+    3: ("ternary", TERNARY),
+}
 
 
 class Graph:
@@ -67,7 +71,7 @@ class Graph:
         op, table = _POINTWISE[len(views)]
         if all(v.value.constant is not None for v in views):
             with np.errstate(all="ignore"):
-                return self.constant(table[kind](*(v.numpy() for v in views)))  # type: ignore[operator]
+                return self.constant(table[kind](*(v.numpy() for v in views)))
         simple = _neutral(kind, views)
         if simple is None and kind == "add":
             simple = self._add_pieces(*views)
@@ -97,8 +101,8 @@ class Graph:
         if left is None or right is None:
             return None
         owner = np.full(a.size, -1)
-        for number, (view, *where) in enumerate(right):
-            owner[places(*where, view.shape)] = number
+        for number, (view, offset, strides) in enumerate(right):
+            owner[places(offset, strides, view.shape)] = number
         sums = list(right)
         for view, offset, strides in left:
             owners = np.unique(owner[places(offset, strides, view.shape)])
@@ -107,8 +111,8 @@ class Graph:
             if owners[0] < 0:
                 sums.append((view, offset, strides))
                 continue
-            other, *where = right[owners[0]]
-            if (other.shape, *where) != (view.shape, offset, strides):
+            other, other_offset, other_strides = right[owners[0]]
+            if (other.shape, other_offset, other_strides) != (view.shape, offset, strides):
                 return None
             sums[owners[0]] = (self.pointwise("add", view, other), offset, strides)
         base = Value(a.shape).view()

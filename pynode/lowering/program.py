@@ -10,19 +10,16 @@ import numpy as np
 
 from pynode.errors import ProgramError
 from pynode.lowering.instructions import (
-    CONST,
     COUNTS,
     FLAGS,
     LAM,
     OPERATIONS,
     OUT,
     SLOTS,
-    WORK,
     WRITABLE,
     Access,
     Array,
     Operation,
-    P,
     Touched,
 )
 
@@ -170,7 +167,7 @@ def _place(access: Access) -> str:
     )
 
 
-# Checks ------------------------------------------------------------------------------------------
+# Checks -----------------------------------------------------------------------------------------
 
 
 def _check_header(program: Program) -> None:
@@ -210,9 +207,7 @@ def _check_fields(values: dict[str, Any]) -> None:
         if any(abs(x) > LARGEST for x in parts):
             raise ProgramError(f"{name}={value} is too large")
         if name in COUNTS and (min(parts) < 1 or math.prod(parts) > LARGEST):
-            raise ProgramError(
-                f"{name}={value}: counts are 1 or more, of at most {LARGEST} entries"
-            )
+            raise ProgramError(f"{name}={value}: counts are 1 to {LARGEST}")
         if name in FLAGS and value not in (0, 1):
             raise ProgramError(f"{name}={value}: 0 or 1 is needed")
     if values.get("add") == 0 and (values["c"] != (0, 0) or values["ci"] or values["cj"]):
@@ -285,7 +280,7 @@ def strided(memory: Array, access: Access) -> Array:
     )
 
 
-# Reading -----------------------------------------------------------------------------------------
+# Reading ----------------------------------------------------------------------------------------
 
 
 def _object(data: Any, *keys: str) -> dict[str, Any]:
@@ -334,6 +329,3 @@ def _read_instruction(data: Any) -> Instruction:
     return Instruction(
         entries[0], kind, tuple(_integer(x) for x in entries[2 if has_kind else 1 :])
     )
-
-
-__all__ = ["CONST", "INPUTS", "WORK", "Instruction", "P", "Program", "describe", "strided"]

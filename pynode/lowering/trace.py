@@ -70,14 +70,15 @@ def derivative(name: str, field: FlatField, parameters: Sequence[Tensor]) -> Der
             return [None]
         return list(torch.autograd.grad(pulled, pick, torch.ones_like(t), allow_unused=True))
 
-    return {
+    table: dict[str, Derivative] = {
         "f": lambda z, t, lam: [field(t, z)],
         "vjp": lambda z, t, lam: gradients(z, t, lam, z, *parameters, t),
         "vjp_z": lambda z, t, lam: gradients(z, t, lam, z),
         "vjp_p": lambda z, t, lam: gradients(z, t, lam, *parameters),
         "jac": jac,
         "tgrad": tgrad,
-    }[name]
+    }
+    return table[name]
 
 
 def trace(

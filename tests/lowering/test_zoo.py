@@ -8,10 +8,10 @@ from zoo import ZOO
 
 from pynode.field import FlatField
 from pynode.lowering import PROGRAMS, LoweredField, lower
-from pynode.lowering.lower import difference, reference, with_own_args
+from pynode.lowering.check import difference, reference
+from pynode.lowering.pipeline import with_own_args
 from pynode.solution import Statistics
 from pynode.state import StateLayout
-
 
 # torch's own kernel for the derivative has 1/6 in float32 (Activation.cpp), whatever the dtype
 ROUGH = {"mlp_hardsigmoid": 1e-7}

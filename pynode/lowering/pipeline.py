@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pynode.errors import InputError, LoweringError
 from pynode.field import FlatField, trainable_tensors
-from pynode.lowering import aten_pointwise, aten_products, aten_shapes  # noqa: F401  # fill the table
+from pynode.lowering import aten_pointwise, aten_products, aten_shapes, cache  # noqa: F401
 from pynode.lowering.aten import Translation, Unsupported
+from pynode.lowering.check import verify
 from pynode.lowering.emit import emit
 from pynode.lowering.fuse import alive, fuse
 from pynode.lowering.graph import Graph
-from pynode.lowering.instructions import LAM, OUT, TIME, Z, P
-from pynode.lowering.lowered import LoweredField, Parameter, as_array, reads_time
+from pynode.lowering.instructions import LAM, OUT, TIME, P, Z
+from pynode.lowering.lowered import LoweredField, Parameter, reads_time
 from pynode.lowering.origin import module_of
 from pynode.lowering.program import Program
-from pynode.lowering.trace import PROGRAMS, TAKES_LAM, derivative, plain_kernels, trace
+from pynode.lowering.trace import PROGRAMS, TAKES_LAM, trace
 from pynode.lowering.views import Node, Value, View
 from pynode.solution import Statistics
 
@@ -34,21 +33,25 @@ def lower(
     z0: Tensor,
     t0: float = 0.0,
     which: Sequence[str] = tuple(PROGRAMS),
+    *,
+    tensors: Sequence[Tensor] | None = None,
     check: bool = True,
 ) -> LoweredField:
-    """Programs of a field.
+    """Programs of a field, kept for the next time (see ``cache.py``).
 
     Args:
         field: on flat states.
         z0: a flat state (N,); programs are for its shape and dtype.
         t0: a time at which the field can be evaluated.
         which: names of programs.
-        check: compare every program with torch at another point.
+        tensors: trainable tensors that the field depends on beside z, t and args; default: they
+            are found, which takes an evaluation.
+        check: compare every new program with torch at another point.
 
     Raises:
         LoweringError: an operation has no instruction, the field cannot be traced, or a program
             does not compute what torch does (a field with a memory, say).
-        InputError: the state's dtype is neither float32 nor float64, or there is no such program.
+        InputError: there is no such program.
     """
     unknown = [name for name in which if name not in PROGRAMS]
     if unknown:
@@ -59,10 +62,32 @@ def lower(
             f"the state is {kinds}: programs are for float32 and float64. Cast the state, or "
             'write complex numbers as pairs, or use lowering="callback"'
         )
-    originals = parameters_of(field, z0, t0)
+    originals = parameters_of(field, z0, t0, tensors)
+    kept = cache.recall(field, z0, originals)
+    missing = [name for name in which if kept is None or name not in kept.programs]
+    if missing:
+        new = _lower_anew(field, originals, z0, t0, missing, check)
+        kept = new if kept is None else new.joined(kept)
+        cache.keep(field, z0, originals, kept)
+    assert kept is not None
+    return replace(kept, tensors=tuple(originals))
+
+
+def _lower_anew(
+    field: FlatField,
+    originals: Sequence[Tensor],
+    z0: Tensor,
+    t0: float,
+    which: Sequence[str],
+    check: bool,
+) -> LoweredField:
     layout = parameter_layout(field, originals)
     field, tensors = with_own_args(field, originals)
-    programs = {name: _program(name, field, tensors, layout, z0, t0) for name in which}
+    constants: dict[int, tuple[Tensor, Tensor]] = {}
+    programs = {}
+    for name in which:
+        programs[name], held = _program(name, field, tensors, layout, z0, t0)
+        constants.update({id(x): (x, x.detach().clone()) for x in held})
     rows = field.layout.rows or 1
     lowered = LoweredField(
         dtype=DTYPES[z0.dtype],
@@ -72,6 +97,7 @@ def lower(
         programs=programs,
         autonomous=field.form == "z" or ("f" in programs and not reads_time(programs["f"])),
         tensors=tuple(originals),
+        constants=tuple(constants.values()),
     )
     if check:
         verify(lowered, field, tensors, z0, t0)
@@ -90,9 +116,12 @@ def with_own_args(field: FlatField, tensors: Sequence[Tensor]) -> tuple[FlatFiel
     return mine, [own.get(id(tensor), tensor) for tensor in tensors]
 
 
-def parameters_of(field: FlatField, z0: Tensor, t0: float) -> list[Tensor]:
+def parameters_of(
+    field: FlatField, z0: Tensor, t0: float, tensors: Sequence[Tensor] | None = None
+) -> list[Tensor]:
     """Trainable tensors that the field depends on, then the floating tensors of its args."""
-    found, _ = trainable_tensors(field, t0, z0)
+    quiet = FlatField(field.fn, field.layout, field.args, Statistics())
+    found = list(trainable_tensors(quiet, t0, z0)[0] if tensors is None else tensors)
     known = {id(p) for p in found}
     for leaf in pytree.tree_leaves(field.args):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and id(leaf) not in known:
@@ -128,7 +157,8 @@ def _program(
     layout: Sequence[Parameter],
     z0: Tensor,
     t0: float,
-) -> Program:
+) -> tuple[Program, list[Tensor]]:
+    """A program, and the tensors whose values it holds as constants."""
     n = z0.numel()
     total = sum(p.size for p in layout)
     inputs = {"z": n, "t": 1, "p": total, "lam": n if name in TAKES_LAM else 0}
@@ -160,7 +190,8 @@ def _program(
     found = [next(parts) if here else None for here in there]
     outputs, nodes = _outputs(name, graph, found, layout, n, field.layout.rows or 1)
     kept = fuse(alive(graph.nodes, nodes), nodes)
-    return emit(kept, DTYPES[z0.dtype], inputs, outputs)
+    program = emit(kept, DTYPES[z0.dtype], inputs, outputs)
+    return program, [item for item in held if isinstance(item, Tensor)]
 
 
 def _outputs(
@@ -202,70 +233,3 @@ def _refusal(error: Unsupported, name: str, field: FlatField, z0: Tensor, t0: fl
         )
     stage = "" if name == "f" else f", while lowering {name}"
     return f'{what} ({where}{stage}). lowering="callback" runs the field as it is, more slowly'
-
-
-# The check against torch ---------------------------------------------------------------------------
-
-
-def verify(
-    lowered: LoweredField, field: FlatField, tensors: Sequence[Tensor], z0: Tensor, t0: float
-) -> None:
-    """Compare every program with torch at a point beside (t0, z0).
-
-    Raises:
-        LoweringError: they differ.
-    """
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, z0.numel(), dtype=torch.float64, generator=generator).to(z0)
-    z, lam, t = z0.detach() + 0.1 * noise[0] * (1 + z0.detach().abs()), noise[1], t0 + 0.0625
-    wanted = {name: reference(name, field, tensors, z, t, lam) for name in lowered.programs}
-    for name, values in wanted.items():
-        got = lowered.run(name, as_array(z), t, lam=as_array(lam))
-        for out, value in values.items():
-            error = difference(got[out], as_array(value))
-            if error > (1e-3 if lowered.dtype == "float32" else 1e-6):
-                raise LoweringError(
-                    f"the program {name} does not compute what the field does at t={t:.6g}: "
-                    f"relative difference {error:.1e}. Does the field keep a memory between "
-                    "calls, or change with something other than t, z and its tensors? "
-                    'Otherwise lowering="callback" helps, and a report to the authors'
-                )
-
-
-def reference(
-    name: str, field: FlatField, tensors: Sequence[Tensor], z: Tensor, t: float, lam: Tensor
-) -> dict[str, Tensor]:
-    """What torch computes for a program's outputs, flat."""
-    z = z.detach().clone().requires_grad_()
-    time = torch.tensor(t, dtype=z.dtype, device=z.device, requires_grad=True)
-    with plain_kernels(), torch.enable_grad():
-        results = derivative(name, field, tensors)(z, time, lam)
-    shapes = {
-        "dz": [z], "gz": [z], "gp": list(tensors), "gt": [time], "ft": [z],
-        "jac": [z.new_zeros(z.numel() * (z.numel() // (field.layout.rows or 1)))],
-    }  # fmt: skip
-    waiting = iter(results)
-    values = {}
-    for out in PROGRAMS[name]:
-        parts = [(next(waiting), like) for like in shapes[out]]
-        flat = [
-            (torch.zeros_like(like) if x is None else x).detach().reshape(-1) for x, like in parts
-        ]
-        values[out] = torch.cat(flat) if flat else z.new_zeros(0)
-    return values
-
-
-def difference(a: Any, b: Any) -> float:
-    """Largest difference relative to the largest entry; NaN and infinities must agree."""
-    if not a.size:
-        return 0.0
-    odd = ~(np.isfinite(a) & np.isfinite(b))
-    if not np.array_equal(a[odd], b[odd], equal_nan=True):
-        return float("inf")
-    a, b = a[~odd], b[~odd]
-    if not a.size:
-        return 0.0
-    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
-
-
-__all__ = ["lower", "weakref"]
