@@ -62,7 +62,7 @@ def test_control_flow_that_depends_on_data(field) -> None:
 
 
 def test_complex_states() -> None:
-    with pytest.raises(LoweringError, match="complex64.*float32 and float64"):
+    with pytest.raises(LoweringError, match=r"complex64.*float32 and float64"):
         run(lambda z: 1j * z, torch.randn(2, 2, dtype=torch.complex64))
 
 
@@ -113,7 +113,7 @@ def test_maximum_with_indices() -> None:
 
 def test_parameters_of_another_dtype() -> None:
     k = torch.ones(2, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(LoweringError, match="float64, the state torch.float32"):
+    with pytest.raises(LoweringError, match=r"float64, the state torch\.float32"):
         run(lambda z: (z * k).float(), torch.randn(3, 2))
 
 

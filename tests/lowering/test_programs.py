@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -132,7 +134,7 @@ def test_the_table_and_its_description_agree() -> None:
         kind = "kind, " if operation.kinds else ""
         assert f"| {operation.number} | `{operation.name}` | {kind}{fields} |" in text
     cells = [cell.strip() for line in text.splitlines() for cell in line.split("|")]
-    numbered = set(zip(cells, cells[1:], strict=False))
+    numbered = set(itertools.pairwise(cells))
     for table in (UNARY, BINARY, TERNARY):
         for number, kind in enumerate(table):
             assert (str(number), kind) in numbered

@@ -37,7 +37,7 @@ SHAPES: list[Callable[[Tensor], Tensor]] = [
     lambda x: x.roll(1, -1) if x.dim() else x,
     lambda x: x.unsqueeze(0) if x.dim() < 3 else x.squeeze(0),
     lambda x: x.reshape(-1),
-    lambda x: x.reshape(*x.shape[::-1]),
+    lambda x: x.reshape(x.shape[::-1]),
     lambda x: x[..., ::2] if x.dim() else x,
     lambda x: x[..., -1] if x.dim() else x,
     lambda x: x.narrow(0, 0, 1).expand_as(x) if x.dim() else x,
