@@ -21,7 +21,7 @@ from pynode.lowering.instructions import LAM, OUT, TIME, P, Z
 from pynode.lowering.lowered import LoweredField, Parameter, reads_time
 from pynode.lowering.origin import module_of
 from pynode.lowering.program import Program
-from pynode.lowering.trace import PROGRAMS, TAKES_LAM, trace
+from pynode.lowering.trace import PROGRAMS, TAKES_LAM, Traced, trace
 from pynode.lowering.views import Node, Value, View
 from pynode.solution import Statistics
 
@@ -85,8 +85,16 @@ def _lower_anew(
     field, tensors = with_own_args(field, originals)
     constants: dict[int, tuple[Tensor, Tensor]] = {}
     programs = {}
+    traced: dict[str, Traced] = {}
     for name in which:
-        programs[name], held = _program(name, field, tensors, layout, z0, t0)
+        whole = "vjp" if name in TAKES_LAM else name  # one graph serves all products with λ
+        try:
+            if whole not in traced:
+                traced[whole] = trace(whole, field, tensors, z0, t0)
+            programs[name] = _program(name, traced[whole], layout, z0, field.layout.rows or 1)
+        except Unsupported as error:
+            raise LoweringError(_refusal(error, name, field, z0, t0)) from None
+        held = [x for x in traced[whole][1] if isinstance(x, Tensor)]
         constants.update({id(x): (x, x.detach().clone()) for x in held})
     rows = field.layout.rows or 1
     lowered = LoweredField(
@@ -151,47 +159,40 @@ def parameter_layout(field: FlatField, tensors: Sequence[Tensor]) -> tuple[Param
 
 
 def _program(
-    name: str,
-    field: FlatField,
-    tensors: Sequence[Tensor],
-    layout: Sequence[Parameter],
-    z0: Tensor,
-    t0: float,
-) -> tuple[Program, list[Tensor]]:
-    """A program, and the tensors whose values it holds as constants."""
+    name: str, traced: Traced, layout: Sequence[Parameter], z0: Tensor, rows: int
+) -> Program:
+    module, held, there = traced
     n = z0.numel()
     total = sum(p.size for p in layout)
-    inputs = {"z": n, "t": 1, "p": total, "lam": n if name in TAKES_LAM else 0}
-    try:
-        module, held, there = trace(name, field, tensors, z0, t0)
-        graph = Graph(DTYPES[z0.dtype])
-        vector = Value((total,), slot=P).view()
-        given: dict[str, View] = {
-            "z": Value((n,), slot=Z).view(),
-            "t": Value((), slot=TIME).view(),
-            "lam": Value((n,), slot=LAM).view(),
-        }
-        values: list[View | Tensor] = []
-        for item in held:
-            if isinstance(item, str):
-                values.append(given[item])
-            elif isinstance(item, int):
-                p = layout[item]
-                part = vector.slice(0, p.offset, p.size).reshape(p.shape)
-                assert part is not None
-                values.append(part)
-            else:
-                values.append(item.detach())
-        translation = Translation(graph, z0.dtype)
-        results = [translation.view(x) for x in translation.run(module, values)]
-    except Unsupported as error:
-        raise LoweringError(_refusal(error, name, field, z0, t0)) from None
-    parts = iter(results)
-    found = [next(parts) if here else None for here in there]
-    outputs, nodes = _outputs(name, graph, found, layout, n, field.layout.rows or 1)
+    graph = Graph(DTYPES[z0.dtype])
+    vector = Value((total,), slot=P).view()
+    given: dict[str, View] = {
+        "z": Value((n,), slot=Z).view(),
+        "t": Value((), slot=TIME).view(),
+        "lam": Value((n,), slot=LAM).view(),
+    }
+    values: list[View | Tensor] = []
+    for item in held:
+        if isinstance(item, str):
+            values.append(given[item])
+        elif isinstance(item, int):
+            p = layout[item]
+            part = vector.slice(0, p.offset, p.size).reshape(p.shape)
+            assert part is not None
+            values.append(part)
+        else:
+            values.append(item.detach())
+    translation = Translation(graph, z0.dtype)
+    results = iter([translation.view(x) for x in translation.run(module, values)])
+    found = [next(results) if here else None for here in there]
+    if name == "vjp_z":
+        found = found[:1]
+    elif name == "vjp_p":
+        found = found[1:-1]
+    outputs, nodes = _outputs(name, graph, found, layout, n, rows)
     kept = fuse(alive(graph.nodes, nodes), nodes)
-    program = emit(kept, DTYPES[z0.dtype], inputs, outputs)
-    return program, [item for item in held if isinstance(item, Tensor)]
+    inputs = {"z": n, "t": 1, "p": total, "lam": n if name in TAKES_LAM else 0}
+    return emit(kept, DTYPES[z0.dtype], inputs, outputs)
 
 
 def _outputs(

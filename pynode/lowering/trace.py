@@ -29,6 +29,10 @@ PROGRAMS = {
 
 TAKES_LAM = ("vjp", "vjp_z", "vjp_p")
 
+Traced = tuple[GraphModule, list[str | int | Tensor], list[bool]]
+"""A graph; what its inputs are: ``"z"``, ``"t"``, ``"lam"``, the number of a parameter, or a
+constant; and which of the derivative's results are there (the others are zeros)."""
+
 Derivative = Callable[[Tensor, Tensor, Tensor], list[Tensor | None]]
 
 
@@ -83,15 +87,12 @@ def derivative(name: str, field: FlatField, parameters: Sequence[Tensor]) -> Der
 
 def trace(
     name: str, field: FlatField, parameters: Sequence[Tensor], z0: Tensor, t0: float
-) -> tuple[GraphModule, list[str | int | Tensor], list[bool]]:
+) -> Traced:
     """The graph of a derivative, functional and decomposed.
-
-    Returns:
-        The graph; what its inputs are: ``"z"``, ``"t"``, ``"lam"``, the number of a parameter,
-        or a constant; and which of the derivative's results are there (the others are zeros).
 
     Raises:
         LoweringError: torch cannot trace the field.
+        Unsupported: it draws random numbers.
     """
     function = derivative(name, field, parameters)
     there: list[bool] = []
