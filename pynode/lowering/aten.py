@@ -102,7 +102,8 @@ class Translation:
         raise LoweringError("the traced graph has no output")
 
     def _call(self, node: FxNode, values: dict[FxNode, Any]) -> Any:
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        given: Any = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        args, kwargs = given
         name = packet_name(node.target)
         if name == "<built-in function getitem>":
             return args[0][args[1]]
@@ -124,9 +125,7 @@ class Translation:
             if part.dtype.is_complex:
                 raise Unsupported(name, "it makes complex numbers")
             if part.dtype.is_floating_point and part.dtype != self.dtype:
-                raise Unsupported(
-                    name, f"it computes in {part.dtype}, the state is {self.dtype}"
-                )
+                raise Unsupported(name, f"it computes in {part.dtype}, the state is {self.dtype}")
 
 
 def _leaves(x: Any) -> list[Any]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pynode.lowering.aten import Translation, operation, packet_name
 from pynode.lowering.views import View
 
+# fmt: off
 _SAME_NAME = (
-    "abs acos acosh asin asinh atan atanh ceil cos cosh erf exp exp2 expm1 floor isnan log log10 "
-    "log1p log2 neg reciprocal relu round rsqrt sigmoid sign silu sin sinh sqrt square tan tanh "
-    "trunc"
-).split()
+    "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf", "exp",
+    "exp2", "expm1", "floor", "isnan", "log", "log10", "log1p", "log2", "neg", "reciprocal",
+    "relu", "round", "rsqrt", "sigmoid", "sign", "silu", "sin", "sinh", "sqrt", "square", "tan",
+    "tanh", "trunc",
+)
+# fmt: on
 
 
 @operation(*(f"aten.{name}" for name in _SAME_NAME))
@@ -109,7 +110,7 @@ def _elu_backward(
     return tr.pointwise("where", tr.pointwise("gt", x, 0), g, low)
 
 
-# Arithmetic ----------------------------------------------------------------------------------------
+# Arithmetic -------------------------------------------------------------------------------------
 
 
 def _boolean(tr: Translation) -> None:
@@ -200,6 +201,12 @@ def _threshold_backward(tr: Translation, g: Any, x: Any, threshold: float) -> Vi
     return tr.pointwise("where", tr.pointwise("gt", x, threshold), g, 0)
 
 
+@operation("aten.softshrink_backward", "aten.hardshrink_backward")
+def _shrink_backward(tr: Translation, g: Any, x: Any, bound: float) -> View:
+    inside = tr.pointwise("le", tr.pointwise("abs", x), bound)
+    return tr.pointwise("where", inside, 0, g)
+
+
 @operation("aten.clamp", "aten.clamp_min", "aten.clamp_max")
 def _clamp(tr: Translation, x: Any, min: Any = None, max: Any = None) -> View:
     if packet_name(tr.node.target) == "aten.clamp_max":
@@ -233,9 +240,3 @@ def _to_copy(tr: Translation, x: Any, dtype: torch.dtype | None = None, **kwargs
     if dtype is not None and not dtype.is_floating_point and source.is_floating_point:
         return tr.pointwise("trunc", x)
     return x
-
-
-def is_zero(x: Any) -> bool:
-    if isinstance(x, View):
-        return x.number == 0
-    return isinstance(x, Tensor) and not bool(x.any()) or x == 0 or x == -math.inf and False

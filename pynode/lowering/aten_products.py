@@ -37,9 +37,7 @@ def _mv(tr: Translation, a: Any, x: Any) -> View:
 
 @operation("aten.addmv")
 def _addmv(tr: Translation, c: Any, a: Any, x: Any, beta: float = 1, alpha: float = 1) -> View:
-    return tr.pointwise(
-        "add", _scaled(tr, _mv(tr, a, x), alpha), _scaled(tr, tr.view(c), beta)
-    )
+    return tr.pointwise("add", _scaled(tr, _mv(tr, a, x), alpha), _scaled(tr, tr.view(c), beta))
 
 
 @operation("aten.dot", "aten.vdot")
@@ -60,7 +58,7 @@ def _baddbmm(tr: Translation, c: Any, a: Any, b: Any, beta: float = 1, alpha: fl
     return product if beta == 0 else tr.pointwise("add", product, _scaled(tr, tr.view(c), beta))
 
 
-# Reductions ----------------------------------------------------------------------------------------
+# Reductions -------------------------------------------------------------------------------------
 
 
 def _dims(x: View, dim: Any) -> Sequence[int]:
@@ -99,11 +97,41 @@ def _extreme(tr: Translation, x: View, dim: Any = None, keepdim: bool = False) -
     return value, None
 
 
+def _spread(
+    tr: Translation, x: View, dim: Any, unbiased: bool, correction: float | None, keepdim: bool
+) -> tuple[View, View]:
+    """Variance and mean over dims, by deviations from the mean."""
+    dims = _dims(x, dim)
+    mean = tr.graph.reduce("mean", x, dims, keepdim=True)
+    squares = tr.pointwise("square", tr.pointwise("sub", x, mean))
+    n = math.prod(x.shape[d] for d in dims)
+    free = max(n - (correction if correction is not None else float(unbiased)), 0)
+    total = tr.graph.reduce("sum", squares, dims, keepdim)
+    kept = mean if keepdim else tr.graph.reshape(mean, total.shape)
+    return tr.pointwise("div", total, free), kept
+
+
+@operation("aten.var", "aten.std", "aten.var_mean", "aten.std_mean")
+def _var(
+    tr: Translation,
+    x: View,
+    dim: Any = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
+) -> Any:
+    name = packet_name(tr.node.target).removeprefix("aten.")
+    if isinstance(dim, bool):  # overload (x, unbiased)
+        dim, unbiased = None, dim
+    value, mean = _spread(tr, x, dim, unbiased, correction, keepdim)
+    if name.startswith("std"):
+        value = tr.pointwise("sqrt", value)
+    return (value, mean) if name.endswith("mean") else value
+
+
 @operation("aten.cumsum")
 def _cumsum(tr: Translation, x: View, dim: int, dtype: torch.dtype | None = None) -> View:
     if not x.shape:
         return x
     return tr.graph.scan(x, dim % len(x.shape))
-
-
-__all__ = ["math"]

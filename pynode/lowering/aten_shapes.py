@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from pynode.lowering.aten import Translation, operation
-from pynode.lowering.instructions import Array
-from pynode.lowering.views import Shape, Value, View, row_major
+from pynode.lowering.views import Shape, Value, View
 
 
 def _positions(shape: Shape) -> Tensor:
     return torch.arange(math.prod(shape)).reshape(shape)
 
 
-# Views -------------------------------------------------------------------------------------------
+# Views ------------------------------------------------------------------------------------------
 
 
 @operation(
@@ -96,6 +95,21 @@ def _diagonal(tr: Translation, x: View, offset: int = 0, dim1: int = 0, dim2: in
     return View(x.value, tr.shape, strides, x.offset + start)
 
 
+def _stored_in_order(tr: Translation, x: View) -> None:
+    val = tr.node.args[0].meta["val"]  # type: ignore[union-attr]
+    if not val.is_contiguous() or val.storage_offset() != 0:
+        raise tr.refuse("on a tensor that is not contiguous")
+
+
+@operation("aten.as_strided")
+def _as_strided(
+    tr: Translation, x: View, size: Sequence[int], stride: Sequence[int], offset: int | None = None
+) -> View:
+    _stored_in_order(tr, x)
+    x = tr.graph.dense(x)
+    return View(x.value, tuple(size), tuple(stride), x.offset + (offset or 0))
+
+
 @operation("aten.split", "aten.split_with_sizes")
 def _split(tr: Translation, x: View, sizes: int | Sequence[int], dim: int = 0) -> tuple[View, ...]:
     dim %= len(x.shape)
@@ -111,7 +125,7 @@ def _unbind(tr: Translation, x: View, dim: int = 0) -> tuple[View, ...]:
     return tuple(x.select(dim, i) for i in range(x.shape[dim]))
 
 
-# Putting together ----------------------------------------------------------------------------------
+# Putting together -------------------------------------------------------------------------------
 
 
 def _canvas(shape: Shape) -> View:
@@ -177,6 +191,19 @@ def _diagonal_scatter(
     return _put(tr, x, src, place)
 
 
+@operation("aten.as_strided_scatter")
+def _as_strided_scatter(
+    tr: Translation,
+    x: Any,
+    src: Any,
+    size: Sequence[int],
+    stride: Sequence[int],
+    offset: int | None = None,
+) -> View:
+    _stored_in_order(tr, x)
+    return _put(tr, x, src, View(Value(tr.shape), tuple(size), tuple(stride), offset or 0))
+
+
 @operation("aten.select_backward")
 def _select_backward(tr: Translation, g: Any, sizes: Any, dim: int, index: int) -> View:
     return _put(tr, 0, g, _canvas(tr.shape).select(dim, index))
@@ -216,7 +243,7 @@ def _repeat(tr: Translation, x: View, repeats: Sequence[int]) -> View:
     return tr.graph.reshape(spread, tr.shape)
 
 
-# By index ------------------------------------------------------------------------------------------
+# By index ---------------------------------------------------------------------------------------
 
 
 def _constant_index(tr: Translation, *indices: Any) -> None:
@@ -299,12 +326,13 @@ def _overwrite(tr: Translation, x: Any, src: Any, chosen: Tensor) -> View:
     return tr.graph.gather(both, chosen.numpy())
 
 
-# Constants in the shape of something ---------------------------------------------------------------
+# Constants in the shape of something ------------------------------------------------------------
 
 
 @operation(
     "aten.zeros_like", "aten.ones_like", "aten.empty_like", "aten.new_zeros", "aten.new_ones",
     "aten.new_empty", "aten.new_empty_strided", "aten._efficientzerotensor",
+    "aten._new_zeros_with_same_feature_meta",
 )  # fmt: skip
 def _filled(tr: Translation, x: Any, *_: Any, **__: Any) -> Tensor:
     ones = "ones" in str(tr.node.target)
@@ -322,10 +350,3 @@ def _full(tr: Translation, x: Any, *args: Any, **__: Any) -> Any:
 @operation("aten.copy")
 def _copy(tr: Translation, x: Any, src: Any, *_: Any) -> View:
     return tr.view(src).expand(tr.shape)
-
-
-def flat_index(shape: Shape) -> Array:
-    return np.arange(math.prod(shape)).reshape(shape)
-
-
-__all__ = ["flat_index", "row_major"]

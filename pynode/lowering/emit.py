@@ -44,7 +44,7 @@ def emit(
     )
 
 
-# Placing pieces where they are put together --------------------------------------------------------
+# Placing pieces where they are put together -----------------------------------------------------
 
 
 def _place_pieces(nodes: Sequence[Node]) -> None:
@@ -85,7 +85,7 @@ def _root(value: Value) -> Value:
     return value
 
 
-# Memory --------------------------------------------------------------------------------------------
+# Memory -----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -108,9 +108,7 @@ def _allocate(nodes: Sequence[Node]) -> tuple[int, dict[Value, int]]:
         freed: Value | None = None
         if root.slot is None and root not in offsets:
             freed = _dying_operand(node, number, last, offsets)
-            offsets[root] = (
-                _take(gaps, root.size) if freed is None else offsets[freed]
-            )
+            offsets[root] = _take(gaps, root.size) if freed is None else offsets[freed]
             top = max(top, offsets[root] + root.size)
         for value in {_root(o.value) for o in node.operands} | {root}:
             if value in offsets and last[value] == number and value is not freed:
@@ -140,9 +138,9 @@ def _dying_operand(
             or (o.value is value and o.is_whole and o in candidates)
             for o in node.operands
         )
-        if value in offsets and last[value] == number and view.is_whole and alone:
-            if value.size == node.value.size and value.home is None:
-                return value
+        dies = value in offsets and last[value] == number and value.home is None
+        if dies and alone and view.is_whole and value.size == node.value.size:
+            return value
     return None
 
 
@@ -173,7 +171,7 @@ def _give(gaps: list[_Gap], start: int, size: int) -> None:
     gaps[:] = joined
 
 
-# Instructions --------------------------------------------------------------------------------------
+# Instructions -----------------------------------------------------------------------------------
 
 
 class _Writer:
@@ -245,11 +243,11 @@ class _Writer:
             for name, view, base in zip(("out", "a", "b", "c"), views, bases, strict=False)
         }
         n, steps = dims[0] if dims else (1, (1,) * len(views))
-        if len(dims) <= 1 and steps[0] == 1 and all(s in (0, 1) for s in steps):
-            if op != "unary" or steps[1] == 1:
-                named = {f"s{x}": s for x, s in zip("abc", steps[1:], strict=False)}
-                self._add(op, kind, n=n, **at, **named)
-                return
+        flat = len(dims) <= 1 and steps[0] == 1 and all(s in (0, 1) for s in steps)
+        if flat and (op != "unary" or steps[1] == 1):
+            named = {f"s{x}": s for x, s in zip("abc", steps[1:], strict=False)}
+            self._add(op, kind, n=n, **at, **named)
+            return
         lead = 4 - len(dims)
         full = {"shape4": (1,) * lead + tuple(n for n, _ in dims)}
         for k, name in enumerate(("out4", "a4", "b4", "c4")[: len(views)]):
@@ -258,14 +256,11 @@ class _Writer:
 
     def _assemble(self, node: Node) -> None:
         for view, (offset, strides) in zip(node.operands, node.where, strict=True):
-            if view.value.home is not None and view.value.home[0] is node.value:
-                if self._is_there(view, node, offset):
-                    continue
+            home = view.value.home
+            if home and home[0] is node.value and home[1] == offset and view.is_whole:
+                continue  # made there
             place = View(node.value, view.shape, strides, offset)
             self._elementwise("identity", place, (view,))
-
-    def _is_there(self, view: View, node: Node, offset: int) -> bool:
-        return view.is_whole and view.value.home is not None and view.value.home[1] == offset
 
     def _mm(self, node: Node) -> None:
         a, b, *addend = node.operands
@@ -333,4 +328,3 @@ class _Writer:
             "scatter_add", None, n=n, out=self._address(node.value),
             a=self._address(a.value, a.offset), first=self._index(node.extra[0]),
         )  # fmt: skip
-

@@ -16,7 +16,11 @@ import numpy as np
 from pynode.lowering.instructions import BINARY, REDUCE, TERNARY, UNARY, Array
 from pynode.lowering.views import Node, Shape, Value, View, merged, row_major
 
-_POINTWISE = {1: ("unary", UNARY), 2: ("binary", BINARY), 3: ("ternary", TERNARY)}
+_POINTWISE: dict[int, tuple[str, Any]] = {
+    1: ("unary", UNARY),
+    2: ("binary", BINARY),
+    3: ("ternary", TERNARY),
+}
 
 
 class Graph:
@@ -33,7 +37,7 @@ class Graph:
         self._constants: dict[Any, View] = {}
 
     def constant(self, array: Any) -> View:
-        data = np.ascontiguousarray(np.asarray(array).astype(self.dtype))
+        data = np.asarray(array).astype(self.dtype, order="C")
         if data.size > 1 and (data == data.reshape(-1)[0]).all():
             return self.constant(data.reshape(-1)[0]).expand(data.shape)
         key = (data.shape, data.tobytes())
@@ -67,7 +71,7 @@ class Graph:
         op, table = _POINTWISE[len(views)]
         if all(v.value.constant is not None for v in views):
             with np.errstate(all="ignore"):
-                return self.constant(table[kind](*(v.numpy() for v in views)))  # type: ignore[operator]
+                return self.constant(table[kind](*(v.numpy() for v in views)))
         simple = _neutral(kind, views)
         if simple is None and kind == "add":
             simple = self._add_pieces(*views)
@@ -77,9 +81,7 @@ class Graph:
 
     def _in_order(self, op: str, kind: str, views: list[View]) -> View:
         shape = views[0].shape
-        needed = [
-            n if any(v.strides[axis] for v in views) else 1 for axis, n in enumerate(shape)
-        ]
+        needed = [n if any(v.strides[axis] for v in views) else 1 for axis, n in enumerate(shape)]
         views = [_first(v, needed) for v in views]
         order = _storage_order(views)
         made = self.node(
@@ -99,8 +101,8 @@ class Graph:
         if left is None or right is None:
             return None
         owner = np.full(a.size, -1)
-        for number, (view, *where) in enumerate(right):
-            owner[places(*where, view.shape)] = number
+        for number, (view, offset, strides) in enumerate(right):
+            owner[places(offset, strides, view.shape)] = number
         sums = list(right)
         for view, offset, strides in left:
             owners = np.unique(owner[places(offset, strides, view.shape)])
@@ -109,8 +111,8 @@ class Graph:
             if owners[0] < 0:
                 sums.append((view, offset, strides))
                 continue
-            other, *where = right[owners[0]]
-            if (other.shape, *where) != (view.shape, offset, strides):
+            other, other_offset, other_strides = right[owners[0]]
+            if (other.shape, other_offset, other_strides) != (view.shape, offset, strides):
                 return None
             sums[owners[0]] = (self.pointwise("add", view, other), offset, strides)
         base = Value(a.shape).view()
@@ -223,9 +225,7 @@ class Graph:
             inner = view.value.node
             whole = place.offset == 0 and view.size == math.prod(shape) and place.is_contiguous
             if whole and view.is_whole and inner is not None and inner.op == "assemble":
-                flat += [
-                    (v, *where) for v, where in zip(inner.operands, inner.where, strict=True)
-                ]
+                flat += [(v, *where) for v, where in zip(inner.operands, inner.where, strict=True)]
             else:
                 flat.append((view, place.offset, place.strides))
         flat = _visible(math.prod(shape), flat)
@@ -234,9 +234,7 @@ class Graph:
             return self.reshape(views[0], shape)
         if all(v.value.constant is not None for v in views):
             return self.constant(_assembled(shape, flat, self.dtype))
-        return self.node(
-            "assemble", None, views, shape, where=tuple((o, s) for _, o, s in flat)
-        )
+        return self.node("assemble", None, views, shape, where=tuple((o, s) for _, o, s in flat))
 
     def gather(self, view: View, index: Array) -> View:
         """The entries of a view at flat positions (of its shape, row-major), in index's shape."""
@@ -244,9 +242,7 @@ class Graph:
             return self.constant(view.numpy().reshape(-1)[index])
         source = self.dense(view)
         table = np.ascontiguousarray(index, dtype=np.int64)
-        return self.node(
-            "gather", None, [source], tuple(index.shape), (table.tobytes(),)
-        )
+        return self.node("gather", None, [source], tuple(index.shape), (table.tobytes(),))
 
     def scatter_add(self, base: View, view: View, index: Array) -> View:
         """``base`` with the entries of ``view`` added at flat positions."""
@@ -327,9 +323,7 @@ def _groups(view: View, axes: set[int]) -> tuple[tuple[int, int], ...] | None:
         return None
     found: list[tuple[int, int]] = []
     for _, run in runs:
-        dims = merged(
-            tuple(view.shape[a] for a in run), (tuple(view.strides[a] for a in run),)
-        )
+        dims = merged(tuple(view.shape[a] for a in run), (tuple(view.strides[a] for a in run),))
         if len(dims) != 1:
             return None
         found.append((dims[0][0], dims[0][1][0]))
@@ -362,9 +356,7 @@ def _sparse(node: Node) -> list[tuple[View, int, Shape]] | None:
     return pieces if covered.sum() == sum(view.size for view, *_ in pieces) else None
 
 
-def _visible(
-    size: int, pieces: list[tuple[View, int, Shape]]
-) -> list[tuple[View, int, Shape]]:
+def _visible(size: int, pieces: list[tuple[View, int, Shape]]) -> list[tuple[View, int, Shape]]:
     """Without pieces that later ones cover entirely."""
     covered = np.zeros(size, dtype=bool)
     kept = []

@@ -19,7 +19,7 @@ CONST, WORK, Z, TIME, P, LAM, OUT = range(7)
 WRITABLE = frozenset((WORK, OUT, OUT + 1, OUT + 2))
 
 
-# What the kinds mean -----------------------------------------------------------------------------
+# What the kinds mean ----------------------------------------------------------------------------
 
 _erf_scalar = np.frompyfunc(lambda x: math.erf(x), 1, 1)
 
@@ -166,7 +166,7 @@ REDUCE: dict[str, Callable[..., Array]] = {
 SCAN: dict[str, Callable[..., Array]] = {"sum": np.cumsum}
 
 
-# What an instruction touches ---------------------------------------------------------------------
+# What an instruction touches --------------------------------------------------------------------
 
 
 class Access(NamedTuple):
@@ -184,7 +184,7 @@ class Access(NamedTuple):
         return self.offset + low, self.offset + sum(reach) - low
 
     def is_injective(self) -> bool:
-        """Whether no address comes twice (sufficient: each stride exceeds what the smaller span)."""
+        """Whether no address comes twice, if each stride exceeds what the smaller ones span."""
         dims = sorted((abs(s), n) for n, s in zip(self.shape, self.strides, strict=True) if n > 1)
         reach = 0
         for stride, n in dims:
@@ -192,6 +192,10 @@ class Access(NamedTuple):
                 return False
             reach += stride * (n - 1)
         return True
+
+
+def _at(address: tuple[int, int], shape: tuple[int, ...], strides: tuple[int, ...]) -> Access:
+    return Access(address[0], address[1], shape, strides)
 
 
 class Touched(NamedTuple):
@@ -232,12 +236,14 @@ class Operation:
         at = 0
         for field in self.fields:
             size = 2 if field[0] == "@" else 4 if field[-1] == "4" else 1
-            values[field.lstrip("@")] = tuple(integers[at : at + size]) if size > 1 else integers[at]
+            values[field.lstrip("@")] = (
+                tuple(integers[at : at + size]) if size > 1 else integers[at]
+            )
             at += size
         return values
 
 
-# Elementwise -------------------------------------------------------------------------------------
+# Elementwise ------------------------------------------------------------------------------------
 
 _LETTERS = "abc"
 
@@ -246,10 +252,8 @@ def _flat(arity: int) -> Callable[[dict[str, Any]], Touched]:
     def touched(v: dict[str, Any]) -> Touched:
         n = v["n"]
         steps = [v.get(f"s{x}", 1) for x in _LETTERS[:arity]]
-        reads = [
-            Access(*v[x], (n,), (s,)) for x, s in zip(_LETTERS[:arity], steps, strict=True)
-        ]
-        return Touched(Access(*v["out"], (n,), (1,)), tuple(reads), tuple(s == 1 for s in steps))
+        reads = [_at(v[x], (n,), (s,)) for x, s in zip(_LETTERS[:arity], steps, strict=True)]
+        return Touched(_at(v["out"], (n,), (1,)), tuple(reads), tuple(s == 1 for s in steps))
 
     return touched
 
@@ -257,8 +261,8 @@ def _flat(arity: int) -> Callable[[dict[str, Any]], Touched]:
 def _nd(arity: int) -> Callable[[dict[str, Any]], Touched]:
     def touched(v: dict[str, Any]) -> Touched:
         shape = v["shape4"]
-        reads = [Access(*v[x], shape, v[f"{x}4"]) for x in _LETTERS[:arity]]
-        return Touched(Access(*v["out"], shape, v["out4"]), tuple(reads), (True,) * arity)
+        reads = [_at(v[x], shape, v[f"{x}4"]) for x in _LETTERS[:arity]]
+        return Touched(_at(v["out"], shape, v["out4"]), tuple(reads), (True,) * arity)
 
     return touched
 
@@ -270,22 +274,24 @@ def _apply(
     out[...] = kind(*reads)
 
 
-# Products ----------------------------------------------------------------------------------------
+# Products ---------------------------------------------------------------------------------------
 
 
-def _matrix(rows: int, cols: int, transposed: int, ld: int) -> tuple[tuple[int, int], ...]:
+def _matrix(
+    rows: int, cols: int, transposed: int, ld: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """Shape (rows, cols) and strides of a stored matrix, seen as its product uses it."""
     return ((rows, cols), (1, ld) if transposed else (ld, 1))
 
 
 def _mm_touched(v: dict[str, Any]) -> Touched:
     m, n, k = v["m"], v["n"], v["k"]
-    out = Access(*v["out"], (m, n), (v["ldc"], 1))
-    a = Access(*v["a"], *_matrix(m, k, v["ta"], v["lda"]))
-    b = Access(*v["b"], *_matrix(k, n, v["tb"], v["ldb"]))
+    out = _at(v["out"], (m, n), (v["ldc"], 1))
+    a = _at(v["a"], *_matrix(m, k, v["ta"], v["lda"]))
+    b = _at(v["b"], *_matrix(k, n, v["tb"], v["ldb"]))
     if not v["add"]:
         return Touched(out, (a, b), (False, False))
-    c = Access(*v["c"], (m, n), (v["ci"], v["cj"]))
+    c = _at(v["c"], (m, n), (v["ci"], v["cj"]))
     return Touched(out, (a, b, c), (False, False, True))
 
 
@@ -298,11 +304,11 @@ def _mm(
 
 def _bmm_touched(v: dict[str, Any]) -> Touched:
     r, m, n, k = v["batch"], v["m"], v["n"], v["k"]
-    out = Access(*v["out"], (r, m, n), (v["os"], v["ldc"], 1))
+    out = _at(v["out"], (r, m, n), (v["os"], v["ldc"], 1))
     reads = []
     for x, rows, cols in (("a", m, k), ("b", k, n)):
         shape, strides = _matrix(rows, cols, v[f"t{x}"], v[f"ld{x}"])
-        reads.append(Access(*v[x], (r, *shape), (v[f"{x}s"], *strides)))
+        reads.append(_at(v[x], (r, *shape), (v[f"{x}s"], *strides)))
     return Touched(out, tuple(reads), (False, False))
 
 
@@ -312,13 +318,13 @@ def _bmm(
     out[...] = reads[0] @ reads[1]
 
 
-# Reductions and indices --------------------------------------------------------------------------
+# Reductions and indices -------------------------------------------------------------------------
 
 
 def _reduce_touched(v: dict[str, Any]) -> Touched:
     outer, n, inner = v["outer"], v["n"], v["inner"]
-    out = Access(*v["out"], (outer, inner), (v["oo"], v["oi"]))
-    a = Access(*v["a"], (outer, n, inner), (v["ao"], v["an"], v["ai"]))
+    out = _at(v["out"], (outer, inner), (v["oo"], v["oi"]))
+    a = _at(v["a"], (outer, n, inner), (v["ao"], v["an"], v["ai"]))
     return Touched(out, (a,), (False,))
 
 
@@ -332,14 +338,14 @@ def _along_middle(
 def _scan_touched(v: dict[str, Any]) -> Touched:
     outer, n, inner = v["outer"], v["n"], v["inner"]
     shape, strides = (outer, n, inner), (n * inner, inner, 1)
-    out, a = Access(*v["out"], shape, strides), Access(*v["a"], shape, strides)
+    out, a = _at(v["out"], shape, strides), _at(v["a"], shape, strides)
     return Touched(out, (a,), (False,))
 
 
 def _gather_touched(v: dict[str, Any]) -> Touched:
     low, high = v["range"]  # of the indices, put there by the program's check
     read = Access(v["a"][0], v["a"][1] + low, (high - low + 1,), (1,))
-    return Touched(Access(*v["out"], (v["n"],), (1,)), (read,), (False,))
+    return Touched(_at(v["out"], (v["n"],), (1,)), (read,), (False,))
 
 
 def _gather(
@@ -351,7 +357,7 @@ def _gather(
 def _scatter_touched(v: dict[str, Any]) -> Touched:
     low, high = v["range"]
     out = Access(v["out"][0], v["out"][1] + low, (high - low + 1,), (1,))
-    return Touched(out, (Access(*v["a"], (v["n"],), (1,)),), (False,))
+    return Touched(out, (_at(v["a"], (v["n"],), (1,)),), (False,))
 
 
 def _scatter_add(
@@ -364,7 +370,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-_TABLE = (
+_TABLE: tuple[tuple[str, str, Any, Any, Any], ...] = (
     ("unary", "n @out @a", UNARY, _flat(1), _apply),
     ("unary_nd", "shape4 @out out4 @a a4", UNARY, _nd(1), _apply),
     ("binary", "n @out @a sa @b sb", BINARY, _flat(2), _apply),

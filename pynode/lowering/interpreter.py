@@ -34,9 +34,7 @@ class Interpreter:
         kind = operation.kinds[ins.kind] if operation.kinds and ins.kind else None
         return partial(operation.run, kind, out, reads, values)
 
-    def __call__(
-        self, z: Any, t: Any = 0.0, p: Any = (), lam: Any = ()
-    ) -> dict[str, Array]:
+    def __call__(self, z: Any, t: Any = 0.0, p: Any = (), lam: Any = ()) -> dict[str, Array]:
         """Outputs by name, each a new flat array.
 
         Raises:

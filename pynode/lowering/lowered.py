@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,9 @@ class LoweredField:
         rows, width: B and D of the state; B is 1 for a state without batch dimension.
         parameters: layout of the flat parameter vector.
         programs: by name: ``f``, ``vjp``, ``vjp_z``, ``vjp_p``, ``jac``, ``tgrad``.
-        autonomous: whether f does not depend on t.
+        autonomous: whether f is known not to depend on t (from the program ``f``).
         tensors: the parameters themselves, in the layout's order; empty after loading.
+        constants: tensors whose values are in the programs, with copies of them as they were.
     """
 
     dtype: str
@@ -55,6 +55,7 @@ class LoweredField:
     programs: dict[str, Program]
     autonomous: bool
     tensors: tuple[Tensor, ...] = ()
+    constants: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
     _interpreters: dict[str, Interpreter] = field(default_factory=dict, repr=False)
 
     @property
@@ -73,7 +74,9 @@ class LoweredField:
         """A flat vector (P,), of gradients say, in the parameters' shapes."""
         return [flat[p.offset : p.offset + p.size].reshape(p.shape) for p in self.parameters]
 
-    def run(self, name: str, z: Any, t: Any = 0.0, p: Any = None, lam: Any = ()) -> dict[str, Array]:
+    def run(
+        self, name: str, z: Any, t: Any = 0.0, p: Any = None, lam: Any = ()
+    ) -> dict[str, Array]:
         """Outputs of a program by the numpy interpreter.
 
         Args:
@@ -89,6 +92,15 @@ class LoweredField:
             self._interpreters[name] = Interpreter(self.programs[name])
         values = self.flat_parameters().cpu().numpy() if p is None else p
         return self._interpreters[name](z, t, values, lam)
+
+    def joined(self, other: LoweredField) -> LoweredField:
+        """With another's programs, too, of the same field."""
+        return replace(
+            self,
+            programs={**other.programs, **self.programs},
+            autonomous=self.autonomous or other.autonomous,
+            constants=self.constants + other.constants,
+        )
 
     def __str__(self) -> str:
         head = f"{self.rows}×{self.width}, {self.dtype}, {self.size} parameters"
@@ -208,6 +220,3 @@ def _read_program(name: str, data: Any, dtype: str) -> Program:
 
 def as_array(x: Tensor) -> Array:
     return np.ascontiguousarray(x.detach().cpu().numpy()).reshape(-1)
-
-
-__all__ = ["LoweredField", "Parameter", "Sequence", "as_array", "reads_time"]

@@ -25,9 +25,10 @@ class _Finder(TorchDispatchMode):
         self.found: nn.Module | None = None
         self.seen = False
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def leave(self, *_: Any) -> None:
+        self.calling.pop()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = str(func.overloadpacket).removesuffix("_")
         if made == self.name.removesuffix("_") and not self.seen:
             self.seen = True
@@ -39,7 +40,7 @@ def module_of(name: str, field: FlatField, z0: Tensor, t0: float) -> str:
     """Words for where the operation ``name`` (``"aten.sort"``) comes from."""
     finder = _Finder(name)
     before = register_module_forward_pre_hook(lambda module, _: finder.calling.append(module))
-    after = register_module_forward_hook(lambda *_: finder.calling.pop() and None)
+    after = register_module_forward_hook(finder.leave)
     try:
         with torch.no_grad(), finder:
             field(t0, z0.detach())

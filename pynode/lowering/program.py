@@ -10,19 +10,16 @@ import numpy as np
 
 from pynode.errors import ProgramError
 from pynode.lowering.instructions import (
-    CONST,
     COUNTS,
     FLAGS,
     LAM,
     OPERATIONS,
     OUT,
     SLOTS,
-    WORK,
     WRITABLE,
     Access,
     Array,
     Operation,
-    P,
     Touched,
 )
 
@@ -163,10 +160,14 @@ def _place(access: Access) -> str:
         return where
     contiguous = all(s == math.prod(n for n, _ in kept[i + 1 :]) for i, (_, s) in enumerate(kept))
     shape = "×".join(str(n) for n, _ in kept)
-    return f"{where}[{shape}]" if contiguous else f"{where}[{shape} by {','.join(str(s) for _, s in kept)}]"
+    return (
+        f"{where}[{shape}]"
+        if contiguous
+        else f"{where}[{shape} by {','.join(str(s) for _, s in kept)}]"
+    )
 
 
-# Checks ------------------------------------------------------------------------------------------
+# Checks -----------------------------------------------------------------------------------------
 
 
 def _check_header(program: Program) -> None:
@@ -206,7 +207,7 @@ def _check_fields(values: dict[str, Any]) -> None:
         if any(abs(x) > LARGEST for x in parts):
             raise ProgramError(f"{name}={value} is too large")
         if name in COUNTS and (min(parts) < 1 or math.prod(parts) > LARGEST):
-            raise ProgramError(f"{name}={value}: counts are 1 or more, of at most {LARGEST} entries")
+            raise ProgramError(f"{name}={value}: counts are 1 to {LARGEST}")
         if name in FLAGS and value not in (0, 1):
             raise ProgramError(f"{name}={value}: 0 or 1 is needed")
     if values.get("add") == 0 and (values["c"] != (0, 0) or values["ci"] or values["cj"]):
@@ -279,7 +280,7 @@ def strided(memory: Array, access: Access) -> Array:
     )
 
 
-# Reading -----------------------------------------------------------------------------------------
+# Reading ----------------------------------------------------------------------------------------
 
 
 def _object(data: Any, *keys: str) -> dict[str, Any]:
@@ -328,6 +329,3 @@ def _read_instruction(data: Any) -> Instruction:
     return Instruction(
         entries[0], kind, tuple(_integer(x) for x in entries[2 if has_kind else 1 :])
     )
-
-
-__all__ = ["CONST", "INPUTS", "WORK", "Instruction", "P", "Program", "describe", "strided"]

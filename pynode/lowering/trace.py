@@ -29,6 +29,10 @@ PROGRAMS = {
 
 TAKES_LAM = ("vjp", "vjp_z", "vjp_p")
 
+Traced = tuple[GraphModule, list[str | int | Tensor], list[bool]]
+"""A graph; what its inputs are: ``"z"``, ``"t"``, ``"lam"``, the number of a parameter, or a
+constant; and which of the derivative's results are there (the others are zeros)."""
+
 Derivative = Callable[[Tensor, Tensor, Tensor], list[Tensor | None]]
 
 
@@ -59,32 +63,36 @@ def derivative(name: str, field: FlatField, parameters: Sequence[Tensor]) -> Der
         return [blocks.reshape(width, rows, width).transpose(0, 1)]
 
     def tgrad(z: Tensor, t: Tensor, lam: Tensor) -> list[Tensor | None]:
-        if field.form == "z":
+        out = field(t, z.detach())
+        if not out.requires_grad:
             return [None]
-        z = z.detach()
-        return [torch.func.jvp(lambda s: field(s, z), (t.detach(),), (torch.ones_like(t),))[1]]
+        # The product λᵀ∂f/∂t is linear in λ: its derivative by λ is ∂f/∂t. (Forward mode under
+        # make_fx crashes torch 2.13 where the field writes in place.)
+        pick = torch.zeros_like(out, requires_grad=True)
+        (pulled,) = torch.autograd.grad(out, t, pick, create_graph=True, allow_unused=True)
+        if pulled is None or not pulled.requires_grad:
+            return [None]
+        return list(torch.autograd.grad(pulled, pick, torch.ones_like(t), allow_unused=True))
 
-    return {
+    table: dict[str, Derivative] = {
         "f": lambda z, t, lam: [field(t, z)],
         "vjp": lambda z, t, lam: gradients(z, t, lam, z, *parameters, t),
         "vjp_z": lambda z, t, lam: gradients(z, t, lam, z),
         "vjp_p": lambda z, t, lam: gradients(z, t, lam, *parameters),
         "jac": jac,
         "tgrad": tgrad,
-    }[name]
+    }
+    return table[name]
 
 
 def trace(
     name: str, field: FlatField, parameters: Sequence[Tensor], z0: Tensor, t0: float
-) -> tuple[GraphModule, list[str | int | Tensor], list[bool]]:
+) -> Traced:
     """The graph of a derivative, functional and decomposed.
-
-    Returns:
-        The graph; what its inputs are: ``"z"``, ``"t"``, ``"lam"``, the number of a parameter,
-        or a constant; and which of the derivative's results are there (the others are zeros).
 
     Raises:
         LoweringError: torch cannot trace the field.
+        Unsupported: it draws random numbers.
     """
     function = derivative(name, field, parameters)
     there: list[bool] = []
@@ -137,9 +145,7 @@ def plain_kernels() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(mkldnn)
 
 
-def _lift_constants(
-    module: GraphModule, parameters: Sequence[Tensor]
-) -> list[str | int | Tensor]:
+def _lift_constants(module: GraphModule, parameters: Sequence[Tensor]) -> list[str | int | Tensor]:
     """Make tensors that the graph holds inputs of it, telling parameters from constants."""
     inputs: list[str | int | Tensor] = ["z", "t", "lam"]
     numbers = {id(p): i for i, p in enumerate(parameters)}
@@ -164,9 +170,7 @@ def _lift_constants(
 def _is_plain(module: GraphModule, table: dict[Any, Any]) -> bool:
     """Whether nothing in the graph mutates, and nothing is to be decomposed."""
     targets = [n.target for n in module.graph.nodes if n.op == "call_function"]
-    return not any(
-        t in table or (hasattr(t, "_schema") and t._schema.is_mutable) for t in targets
-    )
+    return not any(t in table or (hasattr(t, "_schema") and t._schema.is_mutable) for t in targets)
 
 
 @functools.cache
@@ -182,7 +186,7 @@ def _decompositions() -> dict[Any, Any]:
             aten.native_layer_norm_backward, aten.native_group_norm,
             aten.native_group_norm_backward, aten.native_batch_norm,
             aten._native_batch_norm_legit, aten._native_batch_norm_legit_no_training,
-            aten.native_batch_norm_backward, aten.var, aten.var_mean, aten.std,
+            aten.native_batch_norm_backward,
             aten.embedding_dense_backward, aten.linalg_vector_norm, aten.norm, aten.lerp,
             aten.addcdiv, aten.hardtanh, aten.hardtanh_backward, aten.hardswish,
             aten.hardswish_backward, aten.hardsigmoid, aten.hardsigmoid_backward, aten.mish,
@@ -194,7 +198,7 @@ def _decompositions() -> dict[Any, Any]:
             aten.heaviside, aten.hypot, aten.sinc, aten.nan_to_num, aten.trace, aten.threshold,
             aten.rot90, aten.linspace, aten.logspace, aten.cumprod, aten._euclidean_dist,
             aten.max_pool2d_with_indices_backward, aten.avg_pool2d_backward, aten.im2col,
-            aten.col2im, aten.pixel_shuffle, aten.upsample_nearest2d, aten.std_mean,
+            aten.col2im, aten.pixel_shuffle, aten.upsample_nearest2d,
             aten.rrelu_with_noise_functional, aten.index_add, aten.deg2rad, aten.frac,
         ]
     )  # fmt: skip
@@ -221,8 +225,10 @@ def _refuse_mutation(module: GraphModule) -> None:
 
 def _explain(error: Exception) -> str:
     text = str(error)
-    if "_local_scalar_dense" in text or "GuardOnDataDependent" in type(error).__name__ or (
-        "data-dependent" in text
+    if (
+        "_local_scalar_dense" in text
+        or "GuardOnDataDependent" in type(error).__name__
+        or ("data-dependent" in text)
     ):
         return (
             "the field reads a tensor's value in Python (if, while, float(), .item()), so that "

@@ -126,9 +126,7 @@ class View:
         old = (1,) * lead + self.shape
         strides = (0,) * lead + self.strides
         full = tuple(o if n == -1 else n for n, o in zip(shape, old, strict=True))
-        steps = tuple(
-            s if o == n else 0 for n, o, s in zip(full, old, strides, strict=True)
-        )
+        steps = tuple(s if o == n else 0 for n, o, s in zip(full, old, strides, strict=True))
         return replace(self, shape=full, strides=steps)
 
     def select(self, dim: int, index: int) -> View:

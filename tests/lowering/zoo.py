@@ -19,14 +19,15 @@ def entry(make: Callable[[int], tuple]) -> Callable[[int], tuple]:
 
 ACTIVATIONS = {
     "tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "silu": nn.SiLU, "gelu": nn.GELU,
-    "gelu_tanh": lambda: nn.GELU("tanh"), "elu": nn.ELU, "elu2": lambda: nn.ELU(0.5), "celu": nn.CELU,
-    "selu": nn.SELU, "leaky_relu": nn.LeakyReLU, "softplus": nn.Softplus,
+    "gelu_tanh": lambda: nn.GELU("tanh"), "elu": nn.ELU, "elu2": lambda: nn.ELU(0.5),
+    "celu": nn.CELU, "selu": nn.SELU, "leaky_relu": nn.LeakyReLU, "softplus": nn.Softplus,
     "softplus2": lambda: nn.Softplus(2.0, 5.0), "mish": nn.Mish, "softsign": nn.Softsign,
     "hardtanh": nn.Hardtanh, "hardswish": nn.Hardswish, "hardsigmoid": nn.Hardsigmoid,
     "logsigmoid": nn.LogSigmoid, "tanhshrink": nn.Tanhshrink, "softshrink": nn.Softshrink,
-    "prelu": nn.PReLU, "relu6": nn.ReLU6, "glu": lambda: nn.Sequential(nn.Linear(16, 32), nn.GLU()),
+    "prelu": nn.PReLU, "relu6": nn.ReLU6,
+    "glu": lambda: nn.Sequential(nn.Linear(16, 32), nn.GLU()),
     "softmax": lambda: nn.Softmax(-1), "threshold": lambda: nn.Threshold(0.1, 0.2),
-    "inplace": lambda: nn.Sequential(nn.ELU(inplace=True), nn.ReLU(inplace=True)),
+    "elu_inplace": lambda: nn.ELU(inplace=True), "relu_inplace": lambda: nn.ReLU(inplace=True),
 }  # fmt: skip
 
 for _name, _activation in ACTIVATIONS.items():
@@ -89,7 +90,7 @@ class SecondOrder(nn.Module):
         self.force = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2))
 
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        x, v = state
+        v = state[1]
         return v, self.force(torch.cat(state, -1)) - 0.1 * v
 
 
