@@ -22,7 +22,7 @@ const TABLE64 = ExpTable{Float64, Int64, 12}(
     series(Float64, 12), 44.0, 750.0,
 )
 const TABLE32 = ExpTable{Float32, Int32, 7}(
-    0x1.8p23, 0.6931457f0, 1.4286068f-6, 23, reinterpret(Int32, 1.0f0),
+    0x1.8p23, 0.693359375f0, -2.12194440f-4, 23, reinterpret(Int32, 1.0f0),
     series(Float32, 7), 20.0f0, 105.0f0,
 )
 

@@ -16,7 +16,14 @@ from pynode import catalogue
 from pynode.dense import DenseOutput
 from pynode.engines.julia import calls
 from pynode.engines.julia.calls import Block, bridge
-from pynode.engines.julia.fields import RemoteField, RemoteFields, flat, split
+from pynode.engines.julia.fields import (
+    JuliaFlatField,
+    RemoteField,
+    RemoteFields,
+    flat,
+    split,
+)
+from pynode.engines.julia.julia_field import JuliaField
 from pynode.engines.julia.moments import Moments
 from pynode.errors import GradientError, InputError, JuliaError
 from pynode.field import FlatField
@@ -105,7 +112,7 @@ class JuliaEngine:
         """The problem's field on flat states, with counts in ``stats``."""
         if autocast is not None:
             raise InputError("engine='julia' does not work under torch.autocast: leave it")
-        return FlatField(problem.field, problem.layout, args, stats)
+        return JuliaFlatField(problem.field, problem.layout, args, stats)
 
     def trainable(
         self, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
@@ -217,12 +224,17 @@ class JuliaEngine:
     def _remote(
         self, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
     ) -> RemoteField:
+        assert isinstance(field, JuliaFlatField)
+        if field.remote is not None:
+            return field.remote
         _check(problem, options, z0)
         stiff = catalogue.solver(options.solver).stiff
         rows = problem.layout.rows or 1
-        alone = stiff or options.step_control == "per_sample"
+        alone = stiff or options.step_control == "per_sample" or isinstance(field.fn, JuliaField)
         each = alone and rows > 1 and options.lowering == "program"
-        return self._fields.get(field, z0, problem.times.start, options.lowering, stiff, each)
+        start = problem.times.start
+        field.remote = self._fields.get(field, z0, start, options.lowering, stiff, each)
+        return field.remote
 
 
 def _check(problem: ODEProblem, options: SolveOptions, z0: Tensor) -> None:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import inspect
 import json
 import warnings
 import weakref
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pynode.engines.julia.calls import bridge
 from pynode.engines.julia.julia_field import JuliaField
 from pynode.engines.torch.adjoints.vjp import VJP
 from pynode.errors import InputError
-from pynode.field import FlatField, closed_over, trainable_tensors
-from pynode.lowering.lower import lower
+from pynode.field import FlatField, trainable_tensors
+from pynode.lowering import lower
 from pynode.solution import Statistics
 from pynode.state import StateLayout
 
@@ -35,11 +32,17 @@ class RemoteField:
         number: by which Julia knows it.
         found: the trainable tensors that it depends on beside its args.
         each: whether it is the field of one sample, to be solved for each by itself.
+        close: let Julia forget it when this object goes.
     """
 
     number: int
     found: list[Tensor]
     each: bool
+    close: bool = True
+
+    def __post_init__(self) -> None:
+        if self.close:
+            weakref.finalize(self, bridge().forget_field, self.number)
 
     def tensors(self, args: Any) -> list[Tensor]:
         """What the flat parameter vector is made of: ``found``, then the numbers in ``args``."""
@@ -59,12 +62,20 @@ def split(vector: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     return [piece.reshape(x.shape).to(x.dtype) for piece, x in zip(pieces, tensors, strict=True)]
 
 
+class JuliaFlatField(FlatField):
+    """A field on flat states that knows its twin on Julia's side, once it has one."""
+
+    remote: RemoteField | None = None
+
+
 class RemoteFields:
-    """Fields by what they are: each is lowered once, and again only if something in it changed."""
+    """Fields on Julia's side, each sent there once (what is lowered, ``lower`` keeps)."""
 
     def __init__(self) -> None:
-        self._known: weakref.WeakKeyDictionary[Any, dict[Any, RemoteField]]
-        self._known = weakref.WeakKeyDictionary()
+        self._programs: weakref.WeakKeyDictionary[Any, RemoteField]
+        self._programs = weakref.WeakKeyDictionary()
+        self._sources: weakref.WeakKeyDictionary[Any, RemoteField]
+        self._sources = weakref.WeakKeyDictionary()
 
     def get(
         self, field: FlatField, z0: Tensor, t0: float, way: str, stiff: bool, each: bool
@@ -81,82 +92,50 @@ class RemoteFields:
             LoweringError: the field cannot be lowered.
             InputError: ``each``, but the samples depend on each other.
         """
-        owner, key = _identity(field, z0, way, stiff, each)
-        known = self._known.setdefault(owner, {})
-        if key not in known:
-            known[key] = _open(field, z0, t0, way, stiff, each)
-            weakref.finalize(owner, bridge().forget_field, known[key].number)
-        return known[key]
+        if isinstance(field.fn, JuliaField):
+            if field.fn not in self._sources:
+                number = bridge().open_source(field.fn.source)
+                self._sources[field.fn] = RemoteField(number, [field.fn.p], each)
+            return replace(self._sources[field.fn], each=each, close=False)
+        if way == "callback":
+            return _open_callback(field, z0, t0)
+        return self._lowered(field, z0, t0, stiff, each)
+
+    def _lowered(
+        self, field: FlatField, z0: Tensor, t0: float, stiff: bool, each: bool
+    ) -> RemoteField:
+        own, like = field, z0.detach()
+        if each:
+            like = like.reshape(field.layout.rows or 1, -1)
+            layout = StateLayout(_row(field.layout.restore(z0.detach()), 0))
+            own = FlatField(field.fn, layout, field.args, Statistics())
+            like = like[0]
+        names = ("f", "vjp_z", "vjp_p", *(("jac", "tgrad") if stiff else ()))
+        lowered = lower(own, like, t0, names)
+        last = lowered.programs[names[-1]]
+        count = len(lowered.tensors) - len(_floating(field.args))
+        found = list(lowered.tensors[:count])
+        if last not in self._programs:
+            if each:
+                check_samples(field, own, z0, t0)
+            number = bridge().open_program(json.dumps(lowered.to_json()))
+            self._programs[last] = RemoteField(number, found, each)
+        return self._programs[last]
 
 
-def _identity(field: FlatField, z0: Tensor, way: str, stiff: bool, each: bool) -> tuple[Any, Any]:
-    """The object that a field lives as long as, and all else that its program depends on."""
-    fn, layout = field.fn, field.layout
-    owner = fn.__self__ if inspect.ismethod(fn) else fn
-    method = fn.__func__ if inspect.ismethod(fn) else None
-    leaves, spec = pytree.tree_flatten(field.args)
-    args = tuple(_signature(leaf) for leaf in leaves)
-    state = (layout.spec, tuple(layout.shapes), tuple(layout.dtypes), layout.rows, z0.dtype)
-    return owner, (way, stiff, each, method, state, spec, args, tuple(_held(fn)))
-
-
-def _signature(x: Any) -> Any:
-    """Of a leaf of args; the values of floating tensors are handed over at each solve."""
-    if isinstance(x, Tensor):
-        kind = (tuple(x.shape), x.dtype)
-        return kind if x.is_floating_point() else (*kind, x.cpu().numpy().tobytes())
-    return x if isinstance(x, Hashable) else id(x)
-
-
-def _held(fn: Any) -> Iterator[Any]:
-    """What a field holds: tensors, and plain numbers and switches, whose values are built in."""
-    for x in closed_over(fn):
-        yield (id(x), True) if x.requires_grad else (id(x), x._version)
-    if isinstance(fn, nn.Module):
-        for module in fn.modules():
-            yield from (v for v in module.__dict__.values() if type(v) in _PLAIN)
-    for cell in getattr(fn, "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # a name not bound yet
-            if type(cell.cell_contents) in _PLAIN:
-                yield cell.cell_contents
-
-
-_PLAIN = (int, float, bool, str)
-
-
-def _open(
-    field: FlatField, z0: Tensor, t0: float, way: str, stiff: bool, each: bool
-) -> RemoteField:
-    julia = bridge()
-    if isinstance(field.fn, JuliaField):
-        return RemoteField(julia.open_source(field.fn.source), [field.fn.p], each)
-    if way == "callback":
-        return _open_callback(field, z0, t0)
-    own = one_sample(field, z0, t0) if each else field
-    like = z0.reshape(field.layout.rows or 1, -1)[0] if each else z0
-    names = ("f", "vjp_z", "vjp_p", *(("jac", "tgrad") if stiff else ()))
-    lowered = lower(own, like, t0, names)
-    number = julia.open_program(json.dumps(lowered.to_json()))
-    count = len(lowered.tensors) - len(_floating(field.args))
-    return RemoteField(number, list(lowered.tensors[:count]), each)
-
-
-def one_sample(field: FlatField, z0: Tensor, t0: float) -> FlatField:
-    """The field of one sample, in a batch of one.
+def check_samples(field: FlatField, own: FlatField, z0: Tensor, t0: float) -> None:
+    """Whether ``own``, of one sample, is ``field`` restricted to one.
 
     Raises:
-        InputError: it is not the field of all, restricted to one: the samples depend on each
-            other, or each has args of its own.
+        InputError: it is not: the samples depend on each other, or each has args of its own.
     """
-    layout = field.layout
-    rows = layout.restore(z0.detach())
-    own = FlatField(field.fn, StateLayout(_row(rows, 0)), field.args, Statistics())
-    flat_rows = z0.detach().reshape(layout.rows or 1, -1)
+    rows = z0.detach().reshape(field.layout.rows or 1, -1)
+    quiet = FlatField(field.fn, field.layout, field.args, Statistics())
     with torch.no_grad():
-        together = field(t0, z0.detach()).reshape(flat_rows.shape)
-        for b in {0, len(flat_rows) - 1}:
+        together = quiet(t0, z0.detach()).reshape(rows.shape)
+        for b in {0, len(rows) - 1}:
             try:
-                alone = own(t0, flat_rows[b])
+                alone = own(t0, rows[b])
                 same = torch.allclose(alone, together[b], rtol=1e-4, atol=1e-6, equal_nan=True)
             except (RuntimeError, ValueError):
                 same = False
@@ -167,7 +146,6 @@ def one_sample(field: FlatField, z0: Tensor, t0: float) -> FlatField:
                     "engine='julia' solve each sample by itself: use engine='torch', or solve "
                     "in a loop"
                 )
-    return own
 
 
 def _row(state: Any, b: int) -> Any:

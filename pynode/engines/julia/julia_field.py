@@ -18,8 +18,9 @@ class JuliaField(nn.Module):
 
     Args:
         source: Julia code that ends in a function ``f!(du, u, p, t)``, which writes du/dt into
-            ``du``; u and du are flat, in the order of the state's entries, p the parameters. It is
-            run as code, so never take it from a file that is not yours.
+            ``du``; u and du are flat, in the order of the state's entries, p the parameters. Of a
+            state with a batch dimension it is the field of one sample. It is run as code, so
+            never take it from a file that is not yours.
         n_params: number of parameters.
         values: to start from, (n_params,); default: standard normal.
 
