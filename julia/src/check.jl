@@ -20,7 +20,11 @@ end
 
 lowest(r::Reach) = r.offset + sum(min(0, (n - 1) * s) for (n, s) in zip(r.counts, r.strides); init = 0)
 highest(r::Reach) = r.offset + sum(max(0, (n - 1) * s) for (n, s) in zip(r.counts, r.strides); init = 0)
-same(a::Reach, b::Reach) = a.slot == b.slot && a.offset == b.offset && a.counts == b.counts && a.strides == b.strides
+
+"""Counts and strides of the dimensions that are longer than 1: the others' strides mean nothing."""
+walk(r::Reach) = [(n, s) for (n, s) in zip(r.counts, r.strides) if n > 1]
+
+same(a::Reach, b::Reach) = a.slot == b.slot && a.offset == b.offset && walk(a) == walk(b)
 
 function entries(r::Reach)
     found = [r.offset]

@@ -98,7 +98,7 @@ const BLAS_FROM = 4096  # multiplications, from which a call of BLAS costs less 
 
 """out = A·B (+ addend), see docs/program-format.md."""
 function mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
-    inplace = add && c == out && ci == ldc && cj == 1
+    inplace = add && c == out && (m == 1 || ci == ldc) && (n == 1 || cj == 1)
     if !inplace
         for i in 0:(m - 1)
             row = step(out, i * ldc)
