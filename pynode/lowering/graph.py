@@ -72,6 +72,10 @@ class Graph:
         if all(v.value.constant is not None for v in views):
             with np.errstate(all="ignore"):
                 return self.constant(table[kind](*(v.numpy() for v in views)))
+        if kind in ("add", "sub"):
+            positive = _without_negation(kind, *views)
+            if positive is not None:
+                return self.pointwise(*positive)
         simple = _neutral(kind, views)
         if simple is None and kind == "add":
             simple = self._add_pieces(*views)
@@ -275,6 +279,24 @@ def _neutral(kind: str, views: list[View]) -> View | None:
         if number == 0 and (kind == "add" or (kind == "sub" and other == 1)):
             return views[operand]
     return None
+
+
+def _without_negation(kind: str, a: View, b: View) -> tuple[str, View, View] | None:
+    """a + b or a − b as the difference or sum of what is negated in it, if anything is."""
+    minus_a, minus_b = _negated(a), _negated(b)
+    if minus_b is not None:
+        return ("sub" if kind == "add" else "add"), a, minus_b
+    if minus_a is not None and kind == "add":
+        return "sub", b, minus_a
+    return None
+
+
+def _negated(view: View) -> View | None:
+    """What a view is the negative of."""
+    node = view.value.node
+    if node is None or node.kind != "neg" or not view.is_whole:
+        return None
+    return node.operands[0] if node.operands[0].shape == view.shape else None
 
 
 def _first(view: View, shape: Sequence[int]) -> View:

@@ -28,6 +28,7 @@ from pynode.solution import Statistics
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
+@torch.inference_mode(False)
 def lower(
     field: FlatField,
     z0: Tensor,
@@ -62,6 +63,7 @@ def lower(
             f"the state is {kinds}: programs are for float32 and float64. Cast the state, or "
             'write complex numbers as pairs, or use lowering="callback"'
         )
+    z0 = z0.detach().clone()  # which may have been made in inference mode
     originals = parameters_of(field, z0, t0, tensors)
     kept = cache.recall(field, z0, originals)
     missing = [name for name in which if kept is None or name not in kept.programs]
