@@ -11,7 +11,13 @@ from torch.utils import _pytree as pytree
 
 from pynode.errors import InputError, LoweringError
 from pynode.field import FlatField, trainable_tensors
-from pynode.lowering import aten_pointwise, aten_products, aten_shapes, cache  # noqa: F401
+from pynode.lowering import (  # the aten modules fill the table
+    aten_convolution,  # noqa: F401
+    aten_pointwise,  # noqa: F401
+    aten_products,  # noqa: F401
+    aten_shapes,  # noqa: F401
+    cache,
+)
 from pynode.lowering.aten import Translation, Unsupported
 from pynode.lowering.check import verify
 from pynode.lowering.emit import emit
