@@ -147,6 +147,12 @@ class Graph:
 
     def mm(self, a: View, b: View, addend: View | None = None) -> View:
         shape = (a.shape[0], b.shape[1])
+        if addend is None and _picks_rows(a):
+            times = shape[0] // b.shape[0]
+            rows = View(
+                b.value, (b.shape[0], times, shape[1]), (b.strides[0], 0, b.strides[1]), b.offset
+            )
+            return self.reshape(rows, shape)
         operands = [self._matrix(a), self._matrix(b)]
         if addend is not None:
             operands.append(addend.expand(shape))
@@ -264,6 +270,17 @@ def leading(shape: Shape, strides: Shape) -> tuple[int, int] | None:
     if (r == 1 or down == 1) and (c == 1 or across >= r):
         return 1, across if c > 1 else r
     return None
+
+
+def _picks_rows(a: View) -> bool:
+    """Whether a matrix is constant and its product repeats each row of the other factor.
+
+    Such are the unit cotangents that make a Jacobian.
+    """
+    m, k = a.shape
+    if a.value.constant is None or m % k or a.size > 1 << 20:
+        return False
+    return bool(np.array_equal(a.numpy(), np.repeat(np.eye(k), m // k, axis=0)))
 
 
 def _neutral(kind: str, views: list[View]) -> View | None:

@@ -43,6 +43,7 @@ def test_the_spiral_network_for_one_sample() -> None:
     assert len(programs["vjp"].code) == 9
     assert programs["f"].work == 50
     assert programs["f"].cost == 2 * 50 + 50 + 50 * 2
+    assert ops(programs["jac"]) == ["mm", "unary.tanh", "binary_nd.tanh_grad", "mm"]
     assert lowered.autonomous
     assert ops(programs["tgrad"]) == ["unary_nd.identity"]
 
