@@ -121,11 +121,11 @@ def _lower_anew(
 
 
 def with_own_args(field: FlatField, tensors: Sequence[Tensor]) -> tuple[FlatField, list[Tensor]]:
-    """The field with floating args that are leaves, and all its parameters accordingly."""
+    """The field with floating args that require grad, and all its parameters accordingly."""
     own = {
         id(leaf): leaf.detach().clone().requires_grad_()
         for leaf in pytree.tree_leaves(field.args)
-        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.requires_grad
     }
     args = pytree.tree_map(lambda leaf: own.get(id(leaf), leaf), field.args)
     mine = FlatField(field.fn, field.layout, args, Statistics())

@@ -435,3 +435,16 @@ def products_of_entries(batch: int) -> tuple:
         return z.prod(-1, keepdim=True) * torch.erfc(z) + torch.linalg.norm(z, dim=1, keepdim=True)
 
     return field, torch.randn(batch, 3), None
+
+
+@entry
+def computed_parameters(batch: int) -> tuple:
+    """Tensors that were computed from others, a parameter that is an argument, too."""
+    w = torch.randn(3, 3, requires_grad=True)
+    skew, layer = torch.tanh(w) - w.T, nn.Linear(3, 3)
+
+    def field(t: Tensor, z: Tensor, args: tuple) -> Tensor:
+        bias, shift = args
+        return layer(z) @ skew + bias * torch.cos(t) - shift
+
+    return field, torch.randn(batch, 3), (layer.bias, torch.randn(3))
