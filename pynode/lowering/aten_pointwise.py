@@ -31,6 +31,11 @@ def _sgn(tr: Translation, x: Any) -> View:
     return tr.pointwise("sign", x)
 
 
+@operation("aten.erfc")
+def _erfc(tr: Translation, x: Any) -> View:
+    return tr.pointwise("sub", 1, tr.pointwise("erf", x))
+
+
 @operation("aten.logical_not", "aten.bitwise_not")
 def _not(tr: Translation, x: Any) -> View:
     _boolean(tr)

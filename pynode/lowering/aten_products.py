@@ -67,6 +67,26 @@ def _dims(x: View, dim: Any) -> Sequence[int]:
     return [dim] if isinstance(dim, int) else list(dim)
 
 
+@operation("prims.prod")
+def _prims_prod(tr: Translation, x: View, dims: Sequence[int] | None, **_: Any) -> View:
+    return tr.graph.reduce("prod", tr.graph.dense(x), _dims(x, dims), keepdim=False)
+
+
+@operation("aten._weight_norm_interface_backward")
+def _weight_norm_backward(
+    tr: Translation, g: Any, v: Any, scale: Any, norm: Any, dim: int
+) -> tuple[View, View]:
+    """Of w = scale·v/‖v‖, the norm over all dimensions but one."""
+    g, v, norm = tr.view(g), tr.view(v), tr.view(norm)
+    others = [axis for axis in range(len(v.shape)) if axis != dim % len(v.shape)]
+    along = tr.graph.reduce("sum", tr.pointwise("mul", g, v), others, keepdim=True)
+    norm = tr.graph.reshape(norm, along.shape)
+    by_scale = tr.pointwise("div", along, norm)
+    part = tr.pointwise("mul", v, tr.pointwise("div", by_scale, norm))
+    ratio = tr.pointwise("div", scale, norm)
+    return tr.pointwise("mul", ratio, tr.pointwise("sub", g, part)), by_scale
+
+
 @operation("aten.sum", "aten.mean", "aten.amax", "aten.amin", "aten.prod")
 def _reduce(
     tr: Translation, x: View, dim: Any = None, keepdim: bool = False, dtype: Any = None

@@ -72,6 +72,10 @@ class Graph:
         if all(v.value.constant is not None for v in views):
             with np.errstate(all="ignore"):
                 return self.constant(table[kind](*(v.numpy() for v in views)))
+        if kind in ("add", "sub"):
+            positive = _without_negation(kind, *views)
+            if positive is not None:
+                return self.pointwise(*positive)
         simple = _neutral(kind, views)
         if simple is None and kind == "add":
             simple = self._add_pieces(*views)
@@ -143,6 +147,12 @@ class Graph:
 
     def mm(self, a: View, b: View, addend: View | None = None) -> View:
         shape = (a.shape[0], b.shape[1])
+        if addend is None and _picks_rows(a):
+            times = shape[0] // b.shape[0]
+            rows = View(
+                b.value, (b.shape[0], times, shape[1]), (b.strides[0], 0, b.strides[1]), b.offset
+            )
+            return self.reshape(rows, shape)
         operands = [self._matrix(a), self._matrix(b)]
         if addend is not None:
             operands.append(addend.expand(shape))
@@ -262,6 +272,17 @@ def leading(shape: Shape, strides: Shape) -> tuple[int, int] | None:
     return None
 
 
+def _picks_rows(a: View) -> bool:
+    """Whether a matrix is constant and its product repeats each row of the other factor.
+
+    Such are the unit cotangents that make a Jacobian.
+    """
+    m, k = a.shape
+    if a.value.constant is None or m % k or a.size > 1 << 20:
+        return False
+    return bool(np.array_equal(a.numpy(), np.repeat(np.eye(k), m // k, axis=0)))
+
+
 def _neutral(kind: str, views: list[View]) -> View | None:
     """The operand that the result is, where the other operand changes nothing."""
     if kind == "identity":
@@ -275,6 +296,24 @@ def _neutral(kind: str, views: list[View]) -> View | None:
         if number == 0 and (kind == "add" or (kind == "sub" and other == 1)):
             return views[operand]
     return None
+
+
+def _without_negation(kind: str, a: View, b: View) -> tuple[str, View, View] | None:
+    """a + b or a − b as the difference or sum of what is negated in it, if anything is."""
+    minus_a, minus_b = _negated(a), _negated(b)
+    if minus_b is not None:
+        return ("sub" if kind == "add" else "add"), a, minus_b
+    if minus_a is not None and kind == "add":
+        return "sub", b, minus_a
+    return None
+
+
+def _negated(view: View) -> View | None:
+    """What a view is the negative of."""
+    node = view.value.node
+    if node is None or node.kind != "neg" or not view.is_whole:
+        return None
+    return node.operands[0] if node.operands[0].shape == view.shape else None
 
 
 def _first(view: View, shape: Sequence[int]) -> View:

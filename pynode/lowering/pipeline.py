@@ -11,7 +11,13 @@ from torch.utils import _pytree as pytree
 
 from pynode.errors import InputError, LoweringError
 from pynode.field import FlatField, trainable_tensors
-from pynode.lowering import aten_pointwise, aten_products, aten_shapes, cache  # noqa: F401
+from pynode.lowering import (  # the aten modules fill the table
+    aten_convolution,  # noqa: F401
+    aten_pointwise,  # noqa: F401
+    aten_products,  # noqa: F401
+    aten_shapes,  # noqa: F401
+    cache,
+)
 from pynode.lowering.aten import Translation, Unsupported
 from pynode.lowering.check import verify
 from pynode.lowering.emit import emit
@@ -28,6 +34,7 @@ from pynode.solution import Statistics
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
 
+@torch.inference_mode(False)
 def lower(
     field: FlatField,
     z0: Tensor,
@@ -62,6 +69,7 @@ def lower(
             f"the state is {kinds}: programs are for float32 and float64. Cast the state, or "
             'write complex numbers as pairs, or use lowering="callback"'
         )
+    z0 = z0.detach().clone()  # which may have been made in inference mode
     originals = parameters_of(field, z0, t0, tensors)
     kept = cache.recall(field, z0, originals)
     missing = [name for name in which if kept is None or name not in kept.programs]
@@ -113,11 +121,11 @@ def _lower_anew(
 
 
 def with_own_args(field: FlatField, tensors: Sequence[Tensor]) -> tuple[FlatField, list[Tensor]]:
-    """The field with floating args that are leaves, and all its parameters accordingly."""
+    """The field with floating args that require grad, and all its parameters accordingly."""
     own = {
         id(leaf): leaf.detach().clone().requires_grad_()
         for leaf in pytree.tree_leaves(field.args)
-        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.requires_grad
     }
     args = pytree.tree_map(lambda leaf: own.get(id(leaf), leaf), field.args)
     mine = FlatField(field.fn, field.layout, args, Statistics())

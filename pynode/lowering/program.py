@@ -92,6 +92,17 @@ class Program:
             *[0] * (3 - len(out)),
         )
 
+    @property
+    def cost(self) -> int:
+        """Scalar operations of one run, a multiply-add or a function counted as one."""
+        total = 0
+        for values, (write, reads, _) in self.steps:
+            if "k" in values:
+                total += math.prod(write.shape) * values["k"]
+            else:
+                total += max(math.prod(access.shape) for access in (write, *reads))
+        return total
+
     def pack(self) -> Array:
         """The code as one int64 vector: number, number of the kind, integers, and so on."""
         packed: list[int] = []

@@ -44,7 +44,8 @@ def derivative(name: str, field: FlatField, parameters: Sequence[Tensor]) -> Der
         out = field(t, z)
         if not out.requires_grad or not of:
             return [None] * len(of)
-        return list(torch.autograd.grad(out, of, lam, allow_unused=True))
+        # What a closed-over tensor was computed from is shared by all calls: keep its graph.
+        return list(torch.autograd.grad(out, of, lam, retain_graph=True, allow_unused=True))
 
     def jac(z: Tensor, t: Tensor, lam: Tensor) -> list[Tensor | None]:
         rows = field.layout.rows or 1

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from field_zoo import ZOO
 from torch import Tensor, nn
-from zoo import ZOO
 
 from pynode.field import FlatField
 from pynode.lowering import PROGRAMS, LoweredField, Program, lower
@@ -42,6 +42,8 @@ def test_the_spiral_network_for_one_sample() -> None:
     )
     assert len(programs["vjp"].code) == 9
     assert programs["f"].work == 50
+    assert programs["f"].cost == 2 * 50 + 50 + 50 * 2
+    assert ops(programs["jac"]) == ["mm", "unary.tanh", "binary_nd.tanh_grad", "mm"]
     assert lowered.autonomous
     assert ops(programs["tgrad"]) == ["unary_nd.identity"]
 
@@ -67,6 +69,11 @@ def test_lotka_volterra_needs_no_copies() -> None:
     fn, z, _ = ZOO["lotka_volterra"](3)
     for program in run(fn, z, ("f", "vjp_z", "vjp_p")).programs.values():
         assert not any("identity" in op for op in ops(program))
+
+
+def test_negation_costs_nothing_in_a_sum() -> None:
+    lowered = run(lambda z: -z[:, :1] + z[:, 1:] - (-z), torch.randn(3, 2))
+    assert ops(lowered.programs["f"]) == ["binary_nd.sub", "binary_nd.add"]
 
 
 def test_views_cost_nothing() -> None:

@@ -137,3 +137,12 @@ def test_nothing_keeps_a_field_alive() -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_lowering_where_gradients_are_off(mode) -> None:
+    cache.forget()
+    model = net()
+    with mode():
+        lowered = run(model, torch.randn(3, 2), which=("f", "vjp_z"))
+    assert set(lowered.programs) == {"f", "vjp_z"}

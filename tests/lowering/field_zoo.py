@@ -395,3 +395,56 @@ def reaction_diffusion(batch: int) -> tuple:
         return d.view(1, 2, 1) * lap + react
 
     return field, torch.randn(batch, 2, 6), None
+
+
+@entry
+def convolution(batch: int) -> tuple:
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2),
+        nn.Conv2d(4, 2, (1, 3), padding=(0, 1), bias=False),
+    )
+    return net, torch.randn(batch, 2, 4, 3), None
+
+
+class Strided(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv1d(1, 3, 3, stride=2, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.down(z.unsqueeze(1)).flatten(1)[:, : z.shape[1]] - z
+
+
+@entry
+def convolution_strided(batch: int) -> tuple:
+    return Strided(), torch.randn(batch, 6), None
+
+
+@entry
+def weight_norm(batch: int) -> tuple:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    return nn.Sequential(layer, nn.Tanh()), torch.randn(batch, 3), None
+
+
+@entry
+def products_of_entries(batch: int) -> tuple:
+    def field(z: Tensor) -> Tensor:
+        return z.prod(-1, keepdim=True) * torch.erfc(z) + torch.linalg.norm(z, dim=1, keepdim=True)
+
+    return field, torch.randn(batch, 3), None
+
+
+@entry
+def computed_parameters(batch: int) -> tuple:
+    """Tensors that were computed from others, a parameter that is an argument, too."""
+    w = torch.randn(3, 3, requires_grad=True)
+    skew, layer = torch.tanh(w) - w.T, nn.Linear(3, 3)
+
+    def field(t: Tensor, z: Tensor, args: tuple) -> Tensor:
+        bias, shift = args
+        return layer(z) @ skew + bias * torch.cos(t) - shift
+
+    return field, torch.randn(batch, 3), (layer.bias, torch.randn(3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from zoo import ZOO
+from field_zoo import ZOO
 
 from pynode.field import FlatField
 from pynode.lowering import PROGRAMS, LoweredField, lower
