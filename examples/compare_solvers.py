@@ -276,7 +276,7 @@ def engines_at_hand() -> list[str]:
 FAMILIES = {
     "explicit, order 1–3": ("#9aa0a6", "#6d747c", "#454b52", "#23272c"),
     "explicit, order 4–5": ("#7fc4ee", "#0077bb", "#004a75", "#33d0e0"),
-    "explicit, order 6 and more": ("#b07cc6", "#6f2da8", "#3b0f63"),
+    "explicit, order ≥ 6": ("#b07cc6", "#6f2da8", "#3b0f63"),
     "symplectic": ("#7fd08a", "#2a9d5c", "#0d5c33"),
     "Rosenbrock": ("#f6a04d", "#e0640a", "#8f3a00"),
     "other implicit": ("#e58fa0", "#d1392b", "#8c1030", "#c26a00", "#5c2018"),
@@ -291,7 +291,7 @@ def family(info: SolverInfo) -> str:
         return "Rosenbrock" if info.name.startswith(("ros", "rod")) else "other implicit"
     if info.order <= 3:
         return "explicit, order 1–3"
-    return "explicit, order 4–5" if info.order <= 5 else "explicit, order 6 and more"
+    return "explicit, order 4–5" if info.order <= 5 else "explicit, order ≥ 6"
 
 
 def looks() -> dict[str, dict[str, Any]]:
@@ -343,7 +343,7 @@ def draw(runs: list[Run], chosen: dict[str, Problem], work: str, label: str) -> 
         axes.set_axis_off()
     explicit = [name for name in FAMILIES if name.startswith("explicit")]
     others = [name for name in FAMILIES if name not in explicit]
-    for names, place in ((explicit, (0.0, 0.5)), (others, (0.62, 0.5))):
+    for names, place in ((explicit, (-0.12, 0.5)), (others, (0.5, 0.5))):
         grid[len(chosen)].add_artist(
             Legend(
                 grid[len(chosen)],

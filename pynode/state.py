@@ -27,6 +27,7 @@ class StateLayout:
         rows: B, or None where there is no common leading dimension.
         dtype: real dtype of the vector.
         device: device of the state.
+        plain: the state is one real tensor.
     """
 
     def __init__(self, z0: State) -> None:
@@ -52,7 +53,7 @@ class StateLayout:
         self.width = sum(self.widths)
         self.size = self.width * per
         self._keys = list(z0) if isinstance(z0, dict) else []
-        self._plain = self.single and not self.dtypes[0].is_complex
+        self.plain = self.single and not self.dtypes[0].is_complex
 
     def _check(self, leaves: list[Tensor]) -> None:
         for leaf in leaves:
@@ -94,7 +95,7 @@ class StateLayout:
 
     def flatten(self, state: State) -> Tensor:
         """The state as a vector (size,)."""
-        if self._plain:
+        if self.plain:
             return state.reshape(-1)
         leaves = pytree.tree_leaves(state)
         parts = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in leaves]
@@ -107,7 +108,7 @@ class StateLayout:
     def restore(self, flat: Tensor) -> State:
         """A vector (..., size) as the user's state, leading dimensions kept."""
         lead = flat.shape[:-1]
-        if self._plain:
+        if self.plain:
             return flat.reshape(lead + self.shapes[0])
         if self.rows is None:
             pieces = flat.split(self.widths, dim=-1)
@@ -128,7 +129,7 @@ class StateLayout:
         Raises:
             FieldError: the structure, a shape, a dtype or the device differs from the state's.
         """
-        if self._plain:
+        if self.plain:
             if (
                 isinstance(value, Tensor)
                 and value.shape == self.shapes[0]
