@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pynode.engines.torch.controller import (
@@ -144,11 +143,10 @@ class Integrator:
         """Error in units of the tolerance; NaN for a step that is not finite."""
         if self.norm is not None:
             return self.norm.of_step(piece, self.stepper.coefficients)
-        with torch.no_grad():
-            z1 = piece.z1.detach()
-            if is_batched(z1):
-                return to_host((z1 * 0.0).sum(), True)
-            finite = math.isfinite(float(z1.sum())) or bool(z1.isfinite().all())
+        z1 = piece.z1.detach()
+        if is_batched(z1):
+            return to_host((z1 * 0.0).sum(), True)
+        finite = math.isfinite(float(z1.sum())) or bool(z1.isfinite().all())
         return 0.0 if finite else math.nan
 
     def _reject(self, piece: Piece, error: float) -> End | None:
