@@ -2,7 +2,10 @@
 
 from pynode.catalogue import sensitivities, solvers
 from pynode.checks import check_gradients
-from pynode.functional import odeint, solve
+from pynode.control import Control
+from pynode.engines.julia.julia_field import JuliaField
+from pynode.events import Event, EventRecord
+from pynode.functional import ensemble, odeint, solve
 from pynode.neural_ode import NeuralODE
 from pynode.problem import ODEProblem
 from pynode.solution import Retcode, Solution, Statistics
@@ -10,6 +13,10 @@ from pynode.solution import Retcode, Solution, Statistics
 __version__ = "0.1.0"
 
 __all__ = [
+    "Control",
+    "Event",
+    "EventRecord",
+    "JuliaField",
     "NeuralODE",
     "ODEProblem",
     "Retcode",
@@ -17,6 +24,7 @@ __all__ = [
     "Statistics",
     "__version__",
     "check_gradients",
+    "ensemble",
     "odeint",
     "sensitivities",
     "solve",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pynode.dense import DenseOutput
 from pynode.engines import engine as engine_named
+from pynode.engines.torch.crossings import Watch
 from pynode.engines.torch.engine import Forward, TorchEngine
+from pynode.engines.torch.per_sample.engine import PerSampleEngine
 from pynode.errors import GradientError, SolveError
 from pynode.field import FlatField, trainable_tensors
 from pynode.field import closed_over_trainables as closed_over
@@ -26,34 +27,97 @@ from pynode.time_gradients import (
     shift_outputs,
     zero_shift,
 )
+from pynode.times import Times
 from pynode.transforms import transforms_active
 
 
+@dataclass
+class Part:
+    """A solve from one state on, through no event that ends it.
+
+    Attributes:
+        forward: the engine's result.
+        zs: its outputs (T, N), with gradients as the sensitivity says.
+        marks: the states (M, N) at the events that were found, likewise.
+        dense: its dense output, where kept.
+    """
+
+    forward: Forward
+    zs: Tensor
+    marks: Tensor | None
+    dense: Any = None
+
+
 def run(problem: ODEProblem, options: SolveOptions) -> Solution:
-    """Solve, with gradients as the sensitivity says.
+    """Solve a problem without events, with gradients as the sensitivity says.
 
     Raises:
         SolveError: the solve failed and ``options.throw`` is set.
     """
-    autocast = active_autocast(problem.layout.device)
-    field = FlatField(problem.field, problem.layout, problem.args, Statistics(), autocast=autocast)
-    with without_autocast(problem.layout.device):
-        return _run(problem, options, field)
+    if options.step_control == "per_sample" and options.engine == "torch":
+        problem = problem.per_sample()
+    stats = Statistics()
+    part = integrate(problem, options, stats)
+    forward = part.forward
+    solution = Solution(
+        ts=problem.times.given,
+        zs=problem.layout.restore(part.zs),
+        stats=stats,
+        retcode=forward.retcode,
+        message=forward.message,
+        dense=part.dense,
+        samples=forward.samples,
+    )
+    if options.throw and not solution.success:
+        raise SolveError(
+            forward.message,
+            str(forward.retcode),
+            forward.t,
+            forward.sample,
+            solution,
+            forward.samples.failed if forward.samples else (),
+        )
+    return solution
 
 
-def _run(problem: ODEProblem, options: SolveOptions, field: FlatField) -> Solution:
+def _engine(options: SolveOptions) -> Any:
+    if options.step_control == "per_sample" and options.engine == "torch":
+        return PerSampleEngine()
+    return engine_named(options.engine)
+
+
+def integrate(
+    problem: ODEProblem, options: SolveOptions, stats: Statistics, watch: Watch | None = None
+) -> Part:
+    """Solve on flat states, up to an event that ends it where there is a ``watch``."""
+    device = problem.layout.device
+    autocast = active_autocast(device)
+    field = _engine(options).field(problem, options, problem.args, stats, autocast)
+    with without_autocast(device):
+        return _integrate(problem, options, field, watch)
+
+
+def _integrate(
+    problem: ODEProblem, options: SolveOptions, field: FlatField, watch: Watch | None
+) -> Part:
     engine = engine_named(options.engine)
+    engine = _engine(options)
+    if options.step_control == "per_sample" and transforms_active():
+        raise GradientError(
+            "step_control='per_sample' does not work under torch.func transforms or "
+            "forward-mode AD: use step_control='joint'"
+        )
     z0 = problem.layout.flatten(problem.z0)
     if options.sensitivity == "discrete" and options.checkpoints is None:
-        return _taped(engine, problem, options, field, z0)
+        return _taped(engine, problem, options, field, z0, watch)
     if transforms_active():
         raise GradientError(
             f"sensitivity={options.sensitivity!r} does not work under torch.func transforms or "
             "forward-mode AD: use sensitivity='discrete' without checkpoints"
         )
     if not torch.is_grad_enabled():
-        return _plain(engine, problem, options, field, z0)
-    return _with_adjoint(engine, problem, options, field, z0)
+        return _plain(engine, problem, options, field, z0, watch)
+    return _with_adjoint(engine, problem, options, field, z0, watch)
 
 
 def _plain(
@@ -62,18 +126,26 @@ def _plain(
     options: SolveOptions,
     field: FlatField,
     z0: Tensor,
+    watch: Watch | None,
     first: Tensor | None = None,
-) -> Solution:
+) -> Part:
     """No gradients: the engine's fastest way."""
     with torch.no_grad():
         z0 = z0.detach()
-        forward = engine.solve(problem, options, field, z0, first=first, record=options.dense)
-    return _finish(engine, problem, options, field, forward, forward.zs, "")
+        forward = engine.solve(
+            problem, options, field, z0, first=first, record=options.dense, watch=watch
+        )
+    return _part(engine, problem, options, field, forward, forward.zs, forward.marks)
 
 
 def _taped(
-    engine: TorchEngine, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
-) -> Solution:
+    engine: TorchEngine,
+    problem: ODEProblem,
+    options: SolveOptions,
+    field: FlatField,
+    z0: Tensor,
+    watch: Watch | None,
+) -> Part:
     """Discrete gradients: autograd follows the engine's steps."""
     times = problem.times
     transformed = transforms_active()
@@ -83,34 +155,46 @@ def _taped(
         )
     if not transformed:
         if not torch.is_grad_enabled():
-            return _plain(engine, problem, options, field, z0)
+            return _plain(engine, problem, options, field, z0, watch)
         inputs = [z0, times.t, times.t0, *_args_tensors(problem.args)]
         if not any(x.requires_grad for x in inputs) and not closed_over(field.fn):
             found, first = trainable_tensors(field, times.start, z0)
             if not found:
-                return _plain(engine, problem, options, field, z0, first)
+                return _plain(engine, problem, options, field, z0, watch, first)
     if times.t0.requires_grad:
         start = times.t0.to(z0) if times.t0.ndim == 0 else times.start
         z0 = carry(field, start, z0, -zero_shift(times.t0), problem.layout.rows)
     forward = engine.solve(
-        problem, options, field, z0, record=options.dense, taped=True, transformed=transformed
+        problem,
+        options,
+        field,
+        z0,
+        record=options.dense,
+        taped=True,
+        transformed=transformed,
+        watch=watch,
     )
     zs = forward.zs
-    if times.t.requires_grad and forward.retcode is Retcode.SUCCESS:
+    if times.t.requires_grad and forward.differentiable:
         zs = shift_outputs(field, problem, zs)
-    _count_taped_backward(zs, field)
-    return _finish(engine, problem, options, field, forward, zs, "")
+    elif times.t.requires_grad and forward.retcode is Retcode.TERMINATED and forward.reached:
+        n = forward.reached
+        shifted = shift_outputs(field, problem.with_times(times.head(n)), zs[:n])
+        zs = torch.cat([shifted, zs[n:]])
+    for results in (zs, forward.marks):
+        _count_taped_backward(results, field, forward.taped)
+    return _part(engine, problem, options, field, forward, zs, forward.marks)
 
 
-def _count_taped_backward(zs: Tensor, field: FlatField) -> None:
+def _count_taped_backward(results: Tensor | None, field: FlatField, taped: int | None) -> None:
     """One vector-Jacobian product for each evaluation on the tape, once backward runs."""
-    evaluations = field.stats.nfe
+    evaluations = field.stats.nfe if taped is None else taped
 
     def count(grad: Tensor) -> None:
-        field.stats.vjp = evaluations
+        field.stats.vjp = max(field.stats.vjp, evaluations)
 
-    if zs.requires_grad and not transforms_active():
-        zs.register_hook(count)
+    if results is not None and results.requires_grad and not transforms_active():
+        results.register_hook(count)
 
 
 @dataclass
@@ -123,27 +207,33 @@ class _Call:
     field: FlatField
     leaves: list[Tensor]
     closed_over: list[int]
-    first: Tensor
+    first: Tensor | None
+    watch: Watch | None
     forward: Forward | None = None
 
 
 def _with_adjoint(
-    engine: TorchEngine, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
-) -> Solution:
+    engine: TorchEngine,
+    problem: ODEProblem,
+    options: SolveOptions,
+    field: FlatField,
+    z0: Tensor,
+    watch: Watch | None,
+) -> Part:
     """Gradients by the engine's own backward pass."""
     times = problem.times
     originals, leaves, args = _detached_args(problem.args)
-    field = field.with_args(args)
+    field = engine.field(problem, options, args, field.stats, field.autocast)
     static = [id(x) for x in closed_over(field.fn)]
-    found, first = trainable_tensors(field, times.start, z0)
+    found, first = engine.trainable(problem, options, field, z0)
     tensors = [*originals, *found]
     if not any(x.requires_grad for x in (z0, times.t, times.t0, *tensors)):
-        return _plain(engine, problem, options, field, z0, first)
-    call = _Call(engine, problem, options, field, [*leaves, *found], static, first)
-    zs = _Seam.apply(call, z0, times.t0, times.t, *tensors)
+        return _plain(engine, problem, options, field, z0, watch, first)
+    call = _Call(engine, problem, options, field, [*leaves, *found], static, first, watch)
+    zs, marks = _Seam.apply(call, z0, times.t0, times.t, *tensors)
     assert call.forward is not None
     why = f"sol(s) carries no gradient with sensitivity={options.sensitivity!r}"
-    return _finish(engine, problem, options, field, call.forward, zs, why)
+    return _part(engine, problem, options, field, call.forward, zs, marks, why)
 
 
 class _Seam(torch.autograd.Function):
@@ -152,7 +242,7 @@ class _Seam(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, call: _Call, z0: Tensor, t0: Tensor, t: Tensor, *tensors: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         engine, options = call.engine, call.options
         record, keep = engine.keeps(options)
         call.forward = engine.solve(
@@ -163,40 +253,79 @@ class _Seam(torch.autograd.Function):
             first=call.first,
             record=record or options.dense,
             keep=keep,
+            watch=call.watch,
         )
         ctx.call = call
-        ctx.save_for_backward(call.forward.zs, z0, *tensors)
-        return call.forward.zs
+        zs, marks = call.forward.zs, call.forward.marks
+        ctx.save_for_backward(zs, marks, z0, *tensors)
+        return zs, marks
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        zs, z0, *tensors = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, grad_marks: Tensor | None) -> tuple[Tensor | None, ...]:
+        zs, marks, z0, *tensors = ctx.saved_tensors
         call: _Call = ctx.call
         _check_backward(call)
         with torch.no_grad(), without_autocast(zs.device):
-            grads = _backward(call, zs.detach(), z0.detach(), grad.detach(), ctx.needs_input_grad)
+            grads = _backward(
+                call, zs.detach(), marks, grad.detach(), grad_marks, z0, ctx.needs_input_grad
+            )
         if torch.is_grad_enabled():
-            grads = _only_once(call.options.sensitivity, grads, [grad, z0, *tensors])
+            inputs = [grad, z0, *tensors] + ([] if grad_marks is None else [grad_marks])
+            grads = _only_once(call.options.sensitivity, grads, inputs)
         return (None, *grads)
 
 
 def _backward(
-    call: _Call, zs: Tensor, z0: Tensor, grad: Tensor, needed: tuple[bool, ...]
+    call: _Call,
+    zs: Tensor,
+    marks: Tensor | None,
+    grad: Tensor,
+    grad_marks: Tensor | None,
+    z0: Tensor,
+    needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    problem, field = call.problem, call.field.for_backward()
-    assert call.forward is not None
-    grad = grad.contiguous()
+    problem, field, forward = call.problem, call.field.for_backward(), call.forward
+    assert forward is not None
+    grad, z0 = grad.contiguous(), z0.detach()
+    asked, zs_asked, grad_asked = problem, zs, grad
+    if call.watch is not None:
+        assert marks is not None and grad_marks is not None
+        asked, order = _with_marks(problem, forward.reached, call.watch)
+        zs_asked = torch.cat([zs[: forward.reached], marks.detach()])[order]
+        grad_asked = torch.cat([grad[: forward.reached], grad_marks.detach()])[order]
+        forward = replace(forward, zs=zs_asked, final=zs_asked[-1])
     grad_z0, grads = call.engine.adjoint(
-        problem, call.options, field, call.leaves, call.forward, zs, grad
+        asked, call.options, field, call.leaves, forward, zs_asked, grad_asked
     )
     grad_t0 = initial_time_gradient(field, problem, z0, grad_z0) if needed[2] else None
-    grad_t = output_time_gradient(field, problem, zs, grad) if needed[3] else None
+    grad_t = _output_times(call, field, zs, grad) if needed[3] else None
     return grad_z0, grad_t0, grad_t, *grads
+
+
+def _with_marks(problem: ODEProblem, reached: int, watch: Watch) -> tuple[ODEProblem, list[int]]:
+    """The problem with outputs at the events too, and the order of (outputs, events) in it."""
+    times = problem.times
+    values = [*times.values[:reached], *(crossing.t for crossing in watch.found)]
+    order = sorted(range(len(values)), key=lambda i: times.direction * values[i])
+    merged = torch.tensor([values[i] for i in order], dtype=torch.float64)
+    return problem.with_times(Times(merged, times.t0)), order
+
+
+def _output_times(call: _Call, field: FlatField, zs: Tensor, grad: Tensor) -> Tensor:
+    problem, forward = call.problem, call.forward
+    assert forward is not None
+    if call.watch is None:
+        return output_time_gradient(field, problem, zs, grad)
+    grad_t, n = torch.zeros_like(problem.times.t), forward.reached
+    if n:
+        reached = problem.with_times(problem.times.head(n))
+        grad_t[:n] = output_time_gradient(field, reached, zs[:n], grad[:n])
+    return grad_t
 
 
 def _check_backward(call: _Call) -> None:
     assert call.forward is not None
-    if call.forward.retcode is not Retcode.SUCCESS:
+    if not call.forward.differentiable:
         raise GradientError(f"the solve failed, so it has no gradient: {call.forward.message}")
     if [id(x) for x in closed_over(call.field.fn)] != call.closed_over:
         raise GradientError(
@@ -230,28 +359,40 @@ def _only_once(
     return tuple(None if g is None else next(marked) for g in grads)
 
 
-def _finish(
+class _FirstOnly(torch.autograd.Function):
+    """The identity, for values whose second derivatives would be wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        if torch.is_grad_enabled():
+            (grad,) = _only_once(ctx.name, (grad,), [grad])  # type: ignore[assignment]
+        return grad, None
+
+
+def first_derivatives_only(x: Tensor, sensitivity: str) -> Tensor:
+    """x, refusing to be differentiated twice."""
+    return _FirstOnly.apply(x, sensitivity)
+
+
+def _part(
     engine: TorchEngine,
     problem: ODEProblem,
     options: SolveOptions,
     field: FlatField,
     forward: Forward,
     zs: Tensor,
-    no_gradient: str,
-) -> Solution:
-    solution = Solution(
-        ts=problem.times.t,
-        zs=problem.layout.restore(zs),
-        stats=field.stats,
-        retcode=forward.retcode,
-        message=forward.message,
-    )
+    marks: Tensor | None,
+    no_gradient: str = "",
+) -> Part:
+    dense = None
     if options.dense and forward.log:
-        trajectory = engine.trajectory(forward.log, options, field)
-        solution.dense = DenseOutput(trajectory, problem.layout, no_gradient)
-    if options.throw and not solution.success:
-        raise SolveError(forward.message, str(forward.retcode), forward.t, forward.sample, solution)
-    return solution
+        dense = engine.dense_output(problem, options, field, forward, no_gradient)
+    return Part(forward, zs, marks, dense)
 
 
 def _args_tensors(args: Any) -> list[Tensor]:

@@ -141,13 +141,17 @@ class FlatField:
             raise
 
 
-def closed_over_trainables(fn: UserField) -> list[Tensor]:
-    """Tensors that require grad among what a field holds or closes over, each once."""
+def closed_over(fn: UserField) -> list[Tensor]:
+    """Tensors that a field holds or closes over, each once."""
     found: dict[int, Tensor] = {}
     for tensor in _closed_over(fn, seen=set()):
-        if tensor.requires_grad:
-            found.setdefault(id(tensor), tensor)
+        found.setdefault(id(tensor), tensor)
     return list(found.values())
+
+
+def closed_over_trainables(fn: UserField) -> list[Tensor]:
+    """Those of :func:`closed_over` that require grad."""
+    return [tensor for tensor in closed_over(fn) if tensor.requires_grad]
 
 
 def trainable_tensors(field: FlatField, t0: float, z0: Tensor) -> tuple[list[Tensor], Tensor]:

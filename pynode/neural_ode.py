@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from pynode.autograd import run
+from pynode.events import Event
+from pynode.export import export
 from pynode.field import UserField
+from pynode.hybrid import run
 from pynode.options import SolveOptions
 from pynode.problem import ODEProblem
 from pynode.solution import Solution, Statistics
@@ -59,20 +63,34 @@ class NeuralODE(nn.Module):
         Raises:
             InputError, FieldError, SolveError: see :func:`pynode.solve`.
         """
-        return self._run(z0, t, args, t0, self.options).zs
+        return self._run(ODEProblem(self.field, z0, t, args, t0), self.options).zs
 
     def solve(
-        self, z0: State, t: Any, args: Any = None, t0: float | Tensor | None = None
+        self,
+        z0: State,
+        t: Any,
+        args: Any = None,
+        t0: float | Tensor | None = None,
+        events: Sequence[Event] = (),
     ) -> Solution:
-        """As calling the module, but the whole :class:`pynode.Solution`, with dense output."""
-        return self._run(z0, t, args, t0, replace(self.options, dense=True))
+        """As calling the module, but the whole :class:`pynode.Solution`, with dense output.
 
-    def _run(
-        self, z0: State, t: Any, args: Any, t0: float | Tensor | None, options: SolveOptions
-    ) -> Solution:
-        solution = run(ODEProblem(self.field, z0, t, args, t0), options)
+        Args:
+            events: what is to be watched for, see :class:`pynode.Event`.
+        """
+        problem = ODEProblem(self.field, z0, t, args, t0, events)
+        return self._run(problem, replace(self.options, dense=True))
+
+    def _run(self, problem: ODEProblem, options: SolveOptions) -> Solution:
+        solution = run(problem, options)
         self.stats = solution.stats
         return solution
+
+    def export(
+        self, folder: str | Path, z0: State, t: Any, args: Any = None, **more: State
+    ) -> Path:
+        """Write a folder that Julia runs without Python: see :func:`pynode.export.export`."""
+        return export(self, folder, z0, t, args, **more)
 
     def extra_repr(self) -> str:
         o = self.options

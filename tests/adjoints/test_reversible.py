@@ -61,7 +61,7 @@ def test_gradients_are_those_of_the_forward_map(field, solver, coupling):
     if coupling is not None:
         options["coupling"] = coupling
     with torch.no_grad():
-        times = solve(field, z0, [0.0, 2.0], **options).dense._trajectory.log.times
+        times = solve(field, z0, [0.0, 2.0], **options).dense.trajectory.log.times
     assert len(times) > 4
     zs = NeuralODE(field, **options)(z0, times)
     want = forward_map(TABLEAUS[solver], field, times, z0, coupling or 0.999)
@@ -89,7 +89,7 @@ def test_dense_output_is_continuous_and_meets_the_outputs(field, solver):
     times = torch.linspace(0, 2, 9)
     sol = solve(field, torch.randn(3), times, solver=solver, sensitivity="reversible", rtol=1e-5)
     torch.testing.assert_close(sol(times), sol.zs, rtol=1e-12, atol=1e-12)
-    ends = torch.tensor(sol.dense._trajectory.log.times[1:-1])
+    ends = torch.tensor(sol.dense.trajectory.log.times[1:-1])
     torch.testing.assert_close(sol(ends - 1e-11), sol(ends + 1e-11), rtol=0, atol=1e-9)
 
 

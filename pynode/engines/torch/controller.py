@@ -8,13 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pynode.engines.torch.host import to_host
 from pynode.engines.torch.runge_kutta import Piece, RightHandSide, StepCoefficients
-from pynode.options import CONTROLLERS
+from pynode.options import CONTROLLERS, SolveOptions
 
 Reduce = Callable[[Tensor], Tensor]
 """From a vector of scaled errors (N,) to a 0-d tensor."""
-
-SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 
 
 def rms(x: Tensor) -> Tensor:
@@ -28,41 +27,6 @@ def maximum(x: Tensor) -> Tensor:
 NORMS: dict[str, Reduce] = {"rms": rms, "max": maximum}
 
 
-class _MaxOverBatch(torch.autograd.Function):
-    """The identity; under vmap, the largest value of the batch.
-
-    Step sizes are decided on the host by one number, so a vmapped solve takes the steps that
-    suit its worst sample, as a batched one does.
-    """
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        pass
-
-    @staticmethod
-    def backward(ctx, grad) -> None:  # type: ignore[no-untyped-def]
-        return None
-
-    @staticmethod
-    def jvp(ctx, tangent):  # type: ignore[no-untyped-def]
-        return None
-
-    @staticmethod
-    def vmap(info, in_dims, x: Tensor):  # type: ignore[no-untyped-def]
-        return _MaxOverBatch.apply(x.amax(dim=in_dims[0])), None
-
-
-def to_host(x: Tensor, transformed: bool) -> float:
-    """A 0-d tensor as a number: the one synchronisation of a step."""
-    if transformed:
-        x = _MaxOverBatch.apply(x.detach())
-    return float(x)
-
-
 class ErrorNorm:
     """Norm of a step's error estimate, in units of the tolerance: accepted up to 1.
 
@@ -70,7 +34,12 @@ class ErrorNorm:
         rtol, atol: numbers, or flat tensors (N,).
         reduce: the norm.
         transformed: the solve runs under a torch.func transform.
+
+    Attributes:
+        kappa: the part of the tolerance that the error of Newton's iterations may be.
     """
+
+    kappa = 0.01
 
     def __init__(
         self, rtol: float | Tensor, atol: float | Tensor, reduce: Reduce, transformed: bool
@@ -90,7 +59,6 @@ class ErrorNorm:
 
     def measure(self, piece: Piece, c: StepCoefficients) -> Tensor:
         """The norm as a 0-d tensor."""
-        assert c.error is not None
         scale = self.scale(piece.z, piece.z1)
         stages = piece.stages.t()
         high = self._norm(piece, stages, c.error, scale)
@@ -101,10 +69,13 @@ class ErrorNorm:
         root = torch.sqrt(high * high + 0.01 * low * low)
         return high * high / root.clamp_min(torch.finfo(root.dtype).tiny)
 
-    def _norm(self, piece: Piece, stages: Tensor, row: Tensor, scale: Tensor) -> Tensor:
+    def _norm(self, piece: Piece, stages: Tensor, row: Tensor | None, scale: Tensor) -> Tensor:
         # An infinite state has an infinite scale, and so an error of 0: a share of the state that
         # no other would feel makes it NaN.
         share = torch.finfo(scale.dtype).tiny
+        if piece.error is not None:
+            return self.reduce(torch.add(piece.error, piece.z1, alpha=share) / scale)
+        assert row is not None
         size = abs(piece.dt)
         if self.reduce is rms:  # its 1/√N for nothing
             size /= math.sqrt(scale.numel())
@@ -137,23 +108,30 @@ class StepSize:
     .. math:: h_{n+1} = h_n\,\gamma\, e_n^{-\beta_1/k} e_{n-1}^{-\beta_2/k} e_{n-2}^{-\beta_3/k}
 
     with errors e in units of the tolerance, k the order of the estimate plus one, the factor
-    kept within [0.2, 10]; after a rejection the elementary controller, without growth.
+    kept within [shrink, grow]; after a rejection the elementary controller, without growth.
     """
 
-    def __init__(self, kind: str, error_order: int, dt_max: float) -> None:
-        self._exponents = [beta / (error_order + 1) for beta in CONTROLLERS[kind]]
+    restarts = False
+
+    def __init__(self, options: SolveOptions, error_order: int) -> None:
+        self._exponents = [beta / (error_order + 1) for beta in CONTROLLERS[options.controller]]
+        self._safety, self._shrink, self._grow = options.safety, options.shrink, options.grow
         self._elementary = 1.0 / (error_order + 1)
         self._past = [1.0, 1.0]
         self._rejected = False
         self.error_order = error_order
-        self.dt_max = dt_max
+        self.dt_min, self.dt_max = options.dt_min, options.dt_max
+
+    def within(self, dt: float) -> float:
+        """The step size within its limits."""
+        return min(max(dt, self.dt_min), self.dt_max)
 
     @torch.no_grad()
     def first(
         self, rhs: RightHandSide, t0: float, t1: float, z0: Tensor, f0: Tensor, norm: ErrorNorm
     ) -> float:
         """The first step size: one evaluation more."""
-        return min(propose_first(rhs, t0, t1, z0, f0, self.error_order, norm), self.dt_max)
+        return self.within(propose_first(rhs, t0, t1, z0, f0, self.error_order, norm))
 
     def accepted(self, dt: float, error: float, cut: bool = False) -> float:
         """The next step size after a step of size ``dt`` was accepted.
@@ -162,21 +140,21 @@ class StepSize:
             cut: the step was shorter than proposed; its error is not remembered.
         """
         error = max(error, 1e-10)
-        factor = SAFETY
+        factor = self._safety
         for beta, e in zip(self._exponents, (error, *self._past), strict=True):
             factor *= e**-beta
-        grow = 1.0 if self._rejected else GROW
+        grow = 1.0 if self._rejected else self._grow
         if not cut:
             self._past = [error, self._past[0]]
         self._rejected = False
-        return min(dt * min(max(factor, SHRINK), grow), self.dt_max)
+        return self.within(dt * min(max(factor, self._shrink), grow))
 
     def rejected(self, dt: float, error: float) -> float:
         """The next step size after a step of size ``dt`` was rejected."""
         self._rejected = True
-        if not error < math.inf:  # NaN too; a comparison, for numbers that are tensors
-            return dt * 0.1
-        return dt * max(SHRINK, SAFETY * error**-self._elementary)
+        if not error < math.inf:  # NaN too; comparisons, for numbers that are tensors
+            return self.within(dt * (0.25 if error == math.inf else 0.1))
+        return self.within(dt * max(self._shrink, self._safety * error**-self._elementary))
 
 
 def propose_first(

@@ -18,6 +18,7 @@ from torch import Tensor
 from pynode.engines.torch.controller import ErrorNorm, Reduce, StepSize, propose_first
 from pynode.engines.torch.runge_kutta import ExplicitStepper, Jumps, Piece, RightHandSide
 from pynode.engines.torch.tableau import Tableau
+from pynode.options import SolveOptions
 
 
 class StepTape:
@@ -60,9 +61,9 @@ class TapedNorm(ErrorNorm):
 class TapedStepSize(StepSize):
     """A step-size controller with a twin on the tape."""
 
-    def __init__(self, kind: str, error_order: int, dt_max: float, tape: StepTape) -> None:
-        super().__init__(kind, error_order, dt_max)
-        self._twin = StepSize(kind, error_order, dt_max)
+    def __init__(self, options: SolveOptions, error_order: int, tape: StepTape) -> None:
+        super().__init__(options, error_order)
+        self._twin = StepSize(options, error_order)
         self._tape = tape
         self._proposed = 0.0
 
@@ -72,7 +73,7 @@ class TapedStepSize(StepSize):
         def at_tensor(t: float | Tensor, z: Tensor) -> Tensor:
             return rhs(t.to(z) if isinstance(t, Tensor) else t, z)  # type: ignore[arg-type]
 
-        dt = min(propose_first(at_tensor, t0, t1, z0, f0, self.error_order, norm), self.dt_max)
+        dt = self.within(propose_first(at_tensor, t0, t1, z0, f0, self.error_order, norm))
         return self._propose(dt, float(dt.detach() if isinstance(dt, Tensor) else dt))
 
     def accepted(self, dt: float, error: float, cut: bool = False) -> float:

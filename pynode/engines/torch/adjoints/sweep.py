@@ -105,7 +105,7 @@ def sweep(
     t = None
     for moment, lo, hi in [*problem.outputs.moments_reversed(), (problem.t0, 0, 0)]:
         if t is not None and moment != t:
-            stops = stops_between(t, moment, problem.options.tstops)
+            stops = stops_between(t, moment, problem.options.stops)
             end = integrator.run(t, y, stops, on_step)
             if end.retcode is not Retcode.SUCCESS:
                 _fail(problem, end)
