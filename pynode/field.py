@@ -84,6 +84,10 @@ class FlatField:
         self.backward = backward
         self.autocast = autocast
         self.form = calling_form(fn, args is not None)
+        # One real tensor under no autocast is the usual case, and what a step costs beside the
+        # field: it is evaluated without the general way's detours.
+        self._shape = layout.shapes[0] if layout.plain and autocast is None else None
+        self._dtype = layout.dtype
 
     def for_backward(self) -> FlatField:
         return FlatField(self.fn, self.layout, self.args, self.stats, True, self.autocast)
@@ -97,6 +101,18 @@ class FlatField:
             self.stats.nfe_backward += 1
         else:
             self.stats.nfe += 1
+        shape = self._shape
+        if shape is not None:
+            state = z.reshape(shape)
+            if self.form == "z":
+                value = self.fn(state)
+            elif t.__class__ is float and self.form == "tz":
+                value = self.fn(torch.full((), t, dtype=self._dtype, device=z.device), state)
+            else:
+                value = self._call(t, z, state)
+            if value.__class__ is Tensor and value.shape == shape and value.dtype == self._dtype:
+                return value.reshape(-1)
+            return self._flat(value)
         if self.autocast is None:
             return self._flat(self._evaluate(t, z))
         with self.autocast.on():
@@ -104,7 +120,9 @@ class FlatField:
         return self._flat(cast_up(value, self.layout.dtype))
 
     def _evaluate(self, t: float | Tensor, z: Tensor) -> State:
-        state = self.layout.restore(z)
+        return self._call(t, z, self.layout.restore(z))
+
+    def _call(self, t: float | Tensor, z: Tensor, state: State) -> State:
         if self.form == "z":
             return self.fn(state)
         if not isinstance(t, Tensor):

@@ -28,6 +28,7 @@ class StateLayout:
         rows: B, or None where there is no common leading dimension.
         dtype: real dtype of the vector.
         device: device of the state.
+        plain: the state is one real tensor.
     """
 
     def __init__(self, z0: State) -> None:
@@ -53,7 +54,7 @@ class StateLayout:
         self.width = sum(self.widths)
         self.size = self.width * per
         self._keys = list(z0) if isinstance(z0, dict) else []
-        self._plain = self.single and not self.dtypes[0].is_complex
+        self.plain = self.single and not self.dtypes[0].is_complex
         self._of_rows: dict[int, StateLayout] = {}
 
     def _check(self, leaves: list[Tensor]) -> None:
@@ -108,7 +109,7 @@ class StateLayout:
 
     def flatten(self, state: State) -> Tensor:
         """The state as a vector (size,)."""
-        if self._plain:
+        if self.plain:
             return state.reshape(-1)
         leaves = pytree.tree_leaves(state)
         if len(leaves) == 1:
@@ -122,10 +123,10 @@ class StateLayout:
 
     def restore(self, flat: Tensor) -> State:
         """A vector (..., size) as the user's state, leading dimensions kept."""
-        if self._plain and flat.ndim == 1:
+        if self.plain and flat.ndim == 1:
             return flat.view(self.shapes[0])
         lead = flat.shape[:-1]
-        if self._plain:
+        if self.plain:
             return flat.reshape(lead + self.shapes[0])
         if self.rows is None:
             pieces = flat.split(self.widths, dim=-1)
@@ -146,7 +147,7 @@ class StateLayout:
         Raises:
             FieldError: the structure, a shape, a dtype or the device differs from the state's.
         """
-        if self._plain:
+        if self.plain:
             if (
                 isinstance(value, Tensor)
                 and value.shape == self.shapes[0]

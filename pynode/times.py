@@ -32,11 +32,6 @@ class Times:
 
     def __init__(self, t: Any, t0: Any = None) -> None:
         self.t = _as_tensor(t)
-        if is_batched(self.t):
-            raise InputError(
-                "times may not be mapped over by torch.func.vmap, for steps are decided by their "
-                "values: give each sample's times as (B, T) without vmap"
-            )
         self.per_sample = self.t.ndim == 2
         self.values: list[Any] = self.t.detach().tolist()
         flat = _finite_rows(self.t, self.values)
@@ -211,6 +206,11 @@ def _as_tensor(t: Any) -> Tensor:
 
 
 def _real(t: Any) -> Tensor:
+    if isinstance(t, Tensor) and is_batched(t):
+        raise InputError(
+            "times may not be mapped over by torch.func.vmap, for steps are decided by their "
+            "values: give each sample's times as (B, T) without vmap"
+        )
     if not isinstance(t, Tensor):
         try:
             t = torch.as_tensor(t, dtype=torch.float64)

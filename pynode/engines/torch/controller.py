@@ -48,32 +48,53 @@ class ErrorNorm:
         self._may_vanish = not (atol.min() > 0 if isinstance(atol, Tensor) else atol > 0)
         self.reduce = reduce
         self.transformed = transformed
+        self._size: tuple[Tensor | None, Tensor] = (None, torch.empty(0))
+        self._offset: Tensor | None = None
 
-    @torch.no_grad()
     def of_step(self, piece: Piece, c: StepCoefficients) -> float:
-        return to_host(self.measure(piece, c), self.transformed)
+        if not torch.is_grad_enabled():  # no_grad costs as much as two operations
+            return to_host(self.measure(piece, c), self.transformed)
+        with torch.no_grad():
+            return to_host(self.measure(piece, c), self.transformed)
 
     def measure(self, piece: Piece, c: StepCoefficients) -> Tensor:
         """The norm as a 0-d tensor."""
         scale = self.scale(piece.z, piece.z1)
         stages = piece.stages.t()
-        size = abs(piece.dt)
-        if piece.error is None:
-            assert c.error is not None
-            error = torch.mv(stages, c.error * size)
-        else:
-            error = piece.error
-        # An infinite state has an infinite scale, so an error of 0: times 0 it is NaN instead.
-        high = self.reduce(torch.add(error / scale, piece.z1, alpha=0.0))
+        high = self._norm(piece, stages, c.error, scale)
         if c.error_low is None:
             return high
         # DOP853's combination (Hairer, Norsett, Wanner, Solving ODEs I, eq. II.10.17).
-        low = self.reduce(torch.mv(stages, c.error_low * size) / scale)
+        low = self._norm(piece, stages, c.error_low, scale)
         root = torch.sqrt(high * high + 0.01 * low * low)
         return high * high / root.clamp_min(torch.finfo(root.dtype).tiny)
 
+    def _norm(self, piece: Piece, stages: Tensor, row: Tensor | None, scale: Tensor) -> Tensor:
+        # An infinite state has an infinite scale, and so an error of 0: a share of the state that
+        # no other would feel makes it NaN.
+        share = torch.finfo(scale.dtype).tiny
+        if piece.error is not None:
+            return self.reduce(torch.add(piece.error, piece.z1, alpha=share) / scale)
+        assert row is not None
+        size = abs(piece.dt)
+        if self.reduce is rms:  # its 1/√N for nothing
+            size /= math.sqrt(scale.numel())
+            error = torch.addmv(piece.z1, stages, row, beta=share, alpha=size)
+            return torch.linalg.vector_norm(error / scale)
+        return self.reduce(torch.addmv(piece.z1, stages, row, beta=share, alpha=size) / scale)
+
     def scale(self, z: Tensor, z1: Tensor) -> Tensor:
-        scale = torch.maximum(z.abs(), z1.abs()) * self.rtol + self.atol
+        known, size = self._size  # a step begins where the last one ended
+        if known is not z:
+            size = z.abs()
+        self._size = z1, (size if z1 is z else z1.abs())
+        largest = torch.maximum(size, self._size[1])
+        if isinstance(self.rtol, Tensor) or isinstance(self.atol, Tensor):
+            scale = largest * self.rtol + self.atol
+        else:
+            if self._offset is None:
+                self._offset = torch.full((), self.atol, dtype=z.dtype, device=z.device)
+            scale = torch.add(self._offset, largest, alpha=self.rtol)
         # Without atol an entry that is 0 has the scale 0, and 0/0 is no error.
         return scale.clamp_min(torch.finfo(scale.dtype).tiny) if self._may_vanish else scale
 
@@ -131,8 +152,8 @@ class StepSize:
     def rejected(self, dt: float, error: float) -> float:
         """The next step size after a step of size ``dt`` was rejected."""
         self._rejected = True
-        if not math.isfinite(error):
-            return self.within(dt * (0.1 if math.isnan(error) else 0.25))
+        if not error < math.inf:  # NaN too; comparisons, for numbers that are tensors
+            return self.within(dt * (0.25 if error == math.inf else 0.1))
         return self.within(dt * max(self._shrink, self._safety * error**-self._elementary))
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from pynode.engines.torch.controller import (
@@ -184,11 +183,10 @@ class Integrator:
             error = self.norm.of_step(piece, self.stepper.coefficients)
             forced = self.control is not None and abs(piece.dt) <= self.control.dt_min
             return min(error, 1.0) if forced and math.isfinite(error) else error
-        with torch.no_grad():
-            z1 = piece.z1.detach()
-            if is_batched(z1):
-                return to_host((z1 * 0.0).sum(), True)
-            finite = math.isfinite(float(z1.sum())) or bool(z1.isfinite().all())
+        z1 = piece.z1.detach()
+        if is_batched(z1):
+            return to_host((z1 * 0.0).sum(), True)
+        finite = math.isfinite(float(z1.sum())) or bool(z1.isfinite().all())
         return 0.0 if finite else math.nan
 
     def _reject(self, piece: Piece, error: float) -> End | None:

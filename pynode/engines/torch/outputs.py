@@ -41,6 +41,8 @@ class Outputs:
 
     def values(self, piece: Piece, lo: int, hi: int, rhs: RightHandSide) -> Tensor:
         """Values of the entries lo to hi, all inside one step."""
+        if hi - lo == 1:
+            return piece.at(self.at[lo], rhs).unsqueeze(0)
         return piece.at_each(self.at[lo:hi], rhs)
 
     def assemble(self, chunks: list[Tensor], like: Tensor) -> Tensor:

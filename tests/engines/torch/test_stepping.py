@@ -484,7 +484,7 @@ def test_custom_norm_sees_the_users_structure():
     sol = solve(field, z0, [0.0, 8.0], norm=norm)
     alone = solve(oscillator, start(), [0.0, 8.0])
     assert shapes == {((2,), (3, 1))}
-    np.testing.assert_allclose(step_ends(sol), step_ends(alone), rtol=1e-9)
+    np.testing.assert_allclose(step_ends(sol), step_ends(alone), rtol=1e-5)  # float32
     assert solve(field, z0, [0.0, 8.0]).stats.accepted > 3 * sol.stats.accepted
 
 
