@@ -171,7 +171,7 @@ def _checked(ts: Any, xs: Any) -> tuple[Tensor, Tensor]:
 
 def _knots(times: Tensor, kind: str, tstops: bool | None) -> tuple[float, ...]:
     if tstops is None:
-        tstops = not times.ndim == 2
+        tstops = times.ndim == 1
     if not tstops:
         return ()
     if kind != "linear":
