@@ -157,9 +157,7 @@ def _checked(ts: Any, xs: Any) -> tuple[Tensor, Tensor]:
     gaps = (real[:, 1:] & ~real[:, :-1]).any()
     steps = rows[:, 1:] - rows[:, :-1]
     if rows.isinf().any() or gaps or not real[:, 0].all():
-        raise InputError(
-            "a control's times hold infinity, or NaN elsewhere than at the end of rows"
-        )
+        raise InputError("a control's times hold infinity, or NaN not at the end of a row")
     if times.ndim == 1 and (len(times) < 2 or not real.all()):
         raise InputError("a control needs two or more times, none of them NaN")
     if not ((steps > 0) | ~real[:, 1:]).all():

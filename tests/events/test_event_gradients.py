@@ -111,7 +111,7 @@ def test_parameters_of_field_condition_and_jump(sensitivity):
     field, gain = nn.Linear(2, 2), torch.tensor([0.5, 1.5], requires_grad=True)
     level = nn.Parameter(torch.tensor(0.6))
     event = Event(lambda t, z: z[0] - level, jump=lambda t, z: gain * z - 1.0)
-    node = NeuralODE(lambda t, z: field(z) + 1.0, sensitivity=sensitivity, **TIGHT)
+    node = NeuralODE(lambda t, z: field(z) + 1.0, sensitivity=sensitivity, rtol=1e-9, atol=1e-11)
     tensors = [level, gain, *field.parameters()]
 
     def loss() -> Tensor:
