@@ -118,7 +118,7 @@ class Watch:
             self._event += [i] * len(value)
             self._entry += range(len(value))
         self._sizes = [len(value) for value in values]
-        self._last = self._to_host(values, t)
+        self._last = self._to_host(values, [t])[0]
         self._sides = np.sign(self._last)
         for index, crossing in self._fired.items():
             if abs(self._last[index]) <= crossing.noise:
@@ -130,8 +130,7 @@ class Watch:
         times = [piece.t + piece.dt * x for x in nodes[1:-1]] + [piece.t1]
         # With gradients on as the caller has them: stages that are only made here stay.
         states = piece.at_each(times, rhs).detach()
-        rows = [self._last, *(self._at(t, z) for t, z in zip(times, states, strict=True))]
-        g = np.stack(rows)
+        g = np.concatenate([self._last[None], self._at_each(times, states)])
         coefficients = to_coefficients @ g
         rest = np.abs(coefficients[1:]).sum(axis=0) * (1.0 + 1e-9)
         side = np.sign(coefficients[0])
@@ -189,26 +188,37 @@ class Watch:
     def event_of(self, index: int) -> Event:
         return self.events[self._event[index]]
 
-    def _at(self, t: float, z: Tensor) -> np.ndarray:
+    def _at_each(self, times: list[float], states: Tensor) -> np.ndarray:
+        """All conditions (len(times), K) at states (len(times), N)."""
+        found: list[Tensor] = []
+        moments = torch.tensor(times, dtype=states.dtype).to(states.device).unbind()
         with torch.no_grad():
-            values = [event.values(*self._point(t, z)) for event in self.events]
-        self.stats.conditions += len(self.events)
-        for event, value, size in zip(self.events, values, self._sizes, strict=True):
-            if len(value) != size:
-                raise EventError(
-                    f"the condition of event {event.name!r} returned {len(value)} values at "
-                    f"t={t:.6g}, but {size} before: their number must stay the same"
-                )
-        return self._to_host(values, t)
+            for t, z in zip(moments, states.unbind(), strict=True):
+                state = self.layout.restore(z)
+                for event, size in zip(self.events, self._sizes, strict=True):
+                    value = event.values(t, state, self.args)
+                    if len(value) != size:
+                        raise EventError(
+                            f"the condition of event {event.name!r} returned {len(value)} values "
+                            f"at t={float(t):.6g}, but {size} before: their number must stay the "
+                            "same"
+                        )
+                    found.append(value)
+        self.stats.conditions += len(found)
+        return self._to_host(found, times)
 
     def _point(self, t: float, z: Tensor) -> tuple[Tensor, Any, Any]:
         time = torch.full((), t, dtype=z.dtype, device=z.device)
         return time, self.layout.restore(z.detach()), self.args
 
-    def _to_host(self, values: list[Tensor], t: float) -> np.ndarray:
-        both = torch.cat([value.detach().double() for value in values]).cpu().numpy()
-        if not np.isfinite(both).all():
-            raise self._bad(int(np.flatnonzero(~np.isfinite(both))[0]), t)
+    def _to_host(self, values: list[Tensor], times: list[float]) -> np.ndarray:
+        """Values as (len(times), K) numbers: one synchronisation."""
+        both = torch.cat(values).detach().cpu().numpy().astype(np.float64)
+        both = both.reshape(len(times), -1)
+        bad = ~np.isfinite(both)
+        if bad.any():
+            row, index = (int(i[0]) for i in np.nonzero(bad))
+            raise self._bad(index, times[row])
         return both
 
     def _bad(self, index: int, t: float) -> EventError:
