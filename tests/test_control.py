@@ -138,6 +138,8 @@ def test_gradients_by_every_sensitivity(points, kind):
     exact = gradients(points, kind, sensitivity="discrete", **tight)
     assert exact[0].any()
     for info in sensitivities():
+        if info.name == "reversible":  # has fixed steps
+            continue
         got = gradients(points, kind, sensitivity=info.name, rtol=1e-7, atol=1e-9)
         for g, e in zip(got, exact, strict=True):
             torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-4)

@@ -165,21 +165,24 @@ def test_bounded_horizon_when_none_fires():
     assert sol.t_final == 4.0 and torch.equal(sol.z_final, sol.zs[-1])
 
 
-@pytest.mark.parametrize("solver", ["tsit5", "bs3", "dop853", "rodas5p"])
+@pytest.mark.parametrize(
+    "solver", ["tsit5", "bs3", "dop853", "rodas5p", "trbdf2", "kvaerno5", "fbdf"]
+)
 def test_bouncing_ball(solver):
     times = [0.0, 1.0, 2.0, 3.0, 4.0]
+    error = 1e-6 if solver == "fbdf" else 1e-8  # it begins with order 1
     sol = solve(falling, torch.tensor([10.0, 0.0]), times, events=[floor(0.8)], solver=solver)
     record = sol.events[0]
     expected = bounces(10.0, 0.8, len(record))
     assert len(record) == sum(t <= 4.0 for t in bounces(10.0, 0.8, 20))
-    assert record.times.tolist() == pytest.approx(expected, abs=1e-9)
+    assert record.times.tolist() == pytest.approx(expected, abs=error)
     speeds = [math.sqrt(2 * GRAVITY * 10.0) * 0.8**k for k in range(len(record))]
-    assert record.states[:, 1].tolist() == pytest.approx([-v for v in speeds], abs=1e-8)
+    assert record.states[:, 1].tolist() == pytest.approx([-v for v in speeds], abs=10 * error)
     after = record.states_after[:, 1]
-    assert after.tolist() == pytest.approx([0.8 * v for v in speeds], abs=1e-8)
+    assert after.tolist() == pytest.approx([0.8 * v for v in speeds], abs=10 * error)
     energy = sol.zs[:, 0] * GRAVITY + sol.zs[:, 1] ** 2 / 2
     passed = torch.tensor([sum(t < s for t in expected) for s in times])
-    torch.testing.assert_close(energy, 98.1 * 0.64**passed, rtol=1e-8, atol=0)
+    torch.testing.assert_close(energy, 98.1 * 0.64**passed, rtol=error, atol=0)
 
 
 @pytest.mark.parametrize("restitution", [0.3, 0.9])
@@ -417,6 +420,12 @@ def test_bad_events():
     times = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
     with pytest.raises(InputError, match="share"):
         solve(clock, torch.zeros(2, 1), times, events=[good])
+    for options, message in (
+        ({"step_control": "per_sample"}, "no events yet"),
+        ({"sensitivity": "reversible", "dt": 0.1, "adaptive": False}, "reversible"),
+    ):
+        with pytest.raises(InputError, match=message):
+            solve(clock, torch.zeros(2, 1), [0.0, 1.0], events=[good], **options)
     with pytest.raises(GradientError, match=r"torch\.func"):
         torch.func.grad(
             lambda z: solve(clock, z, [0.0, 1.0], events=[good], sensitivity="discrete").zs.sum()

@@ -118,7 +118,9 @@ def test_fixed_steps_that_explode():
 # --- the solution runs away --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", [s for s in ADAPTIVE if s not in ("midpoint", "heun")])
+@pytest.mark.parametrize(
+    "solver", [s for s in ADAPTIVE if s not in ("midpoint", "heun", "fehlberg2")]
+)
 @pytest.mark.parametrize("pole", [1.0, 0.1, 40.0])
 def test_blow_up_in_finite_time(solver, pole):
     """z' = z², z = 1/(pole - t)."""

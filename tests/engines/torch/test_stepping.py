@@ -14,9 +14,11 @@ from pynode.catalogue import SolverInfo
 from pynode.engines.torch.controller import ErrorNorm, StepSize, rms
 from pynode.engines.torch.methods import TABLEAUS
 from pynode.engines.torch.runge_kutta import ExplicitStepper, Jumps
+from pynode.options import SolveOptions
 
-EXPLICIT = [info for info in solvers() if not info.stiff]
-ADAPTIVE = [info for info in EXPLICIT if info.adaptive]
+EXPLICIT = [info for info in solvers() if not (info.stiff or info.separable)]
+# fehlberg2's error estimate is 1/512 of a typical one, so that its errors say nothing here.
+ADAPTIVE = [info for info in EXPLICIT if info.adaptive and info.name != "fehlberg2"]
 pytestmark = pytest.mark.usefixtures("float64")
 
 
@@ -46,7 +48,7 @@ def start() -> Tensor:
 
 
 def step_ends(sol) -> list[float]:
-    return sol.dense._trajectory.log.times
+    return sol.dense.trajectory.log.times
 
 
 # --- what steps cost ---------------------------------------------------------------------------
@@ -342,7 +344,7 @@ def test_controllers_keep_the_error_near_the_tolerance(info, controller):
     "kind, betas", [("i", (1, 0, 0)), ("pi", (0.7, -0.4, 0)), ("pid", (0.55, -0.27, 0.05))]
 )
 def test_controllers_by_their_formula(kind, betas):
-    control = StepSize(kind, error_order=4, dt_max=math.inf)
+    control = StepSize(SolveOptions(controller=kind), error_order=4)
     errors = [1.0, 1.0, 0.3, 0.8, 0.5]
     for n in range(2, 5):
         wanted = 0.9 * 2.0
@@ -353,8 +355,10 @@ def test_controllers_by_their_formula(kind, betas):
     assert control.rejected(2.0, 1e9) == pytest.approx(2.0 * 0.2)
     assert control.rejected(2.0, math.nan) == pytest.approx(2.0 * 0.1)
     assert control.accepted(2.0, 0.0) == 2.0, "no growth right after a rejection"
-    assert StepSize(kind, 4, math.inf).accepted(2.0, 1e-12) == 20.0, "growth is limited"
-    assert StepSize(kind, 4, 3.0).accepted(2.0, 1e-9) == 3.0
+    assert StepSize(SolveOptions(controller=kind), 4).accepted(2.0, 1e-12) == 20.0, (
+        "growth is limited"
+    )
+    assert StepSize(SolveOptions(controller=kind, dt_max=3.0), 4).accepted(2.0, 1e-9) == 3.0
 
 
 def test_dop853_estimates_the_error_as_scipy_does():
@@ -620,7 +624,7 @@ def test_a_single_time_with_a_start():
 
 def test_repr_of_a_solution():
     sol = solve(oscillator, start(), [0.0, 1.0, 2.0], solver="rk4", dt=0.5)
-    assert repr(sol) == "Solution(success, zs (3, 2), nfe 16, steps 4 accepted 0 rejected)"
+    assert repr(sol) == "Solution(success, zs (3, 2); nfe 16; 4 steps accepted, 0 rejected)"
     assert repr(solve(lambda z: {"a": -z["a"]}, {"a": start()}, [0, 1])).startswith("Solution(succ")
 
 

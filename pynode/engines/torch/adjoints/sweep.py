@@ -40,7 +40,7 @@ class AdjointProblem:
 
     Attributes:
         zs, grad: the outputs (T, N) and dL/dzs (T, N).
-        final: the state (N,) at the last time.
+        final: the state (N,) at the last time; for reversible steps (3, N), see ``Forward``.
         trajectory: the forward pass; None for backsolve.
         t0: the initial time.
         options: of the backward solve.
@@ -105,7 +105,7 @@ def sweep(
     t = None
     for moment, lo, hi in [*problem.outputs.moments_reversed(), (problem.t0, 0, 0)]:
         if t is not None and moment != t:
-            stops = stops_between(t, moment, problem.options.tstops)
+            stops = stops_between(t, moment, problem.options.stops)
             end = integrator.run(t, y, stops, on_step)
             if end.retcode is not Retcode.SUCCESS:
                 _fail(problem, end)
