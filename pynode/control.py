@@ -130,10 +130,10 @@ class Control:
         return c[1] + u * (2.0 * c[2] + 3.0 * u * c[3])
 
 
-def knots(args: Any) -> list[float]:
-    """The tstops that the controls among ``args`` ask for."""
+def controls(args: Any) -> list[Control]:
+    """The controls among ``args``."""
     leaves = pytree.tree_leaves(args, is_leaf=lambda x: isinstance(x, Control))
-    return [t for leaf in leaves if isinstance(leaf, Control) for t in leaf.knots]
+    return [leaf for leaf in leaves if isinstance(leaf, Control)]
 
 
 def _checked(ts: Any, xs: Any) -> tuple[Tensor, Tensor]:
