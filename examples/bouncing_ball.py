@@ -1,6 +1,6 @@
 """A ball bounces; its restitution and gravity are learned from when it hits the floor.
 
-    python examples/bouncing_ball.py            # some seconds; --figure draws bouncing_ball.png
+    python examples/bouncing_ball.py            # seconds; --figure draws bouncing_ball.png
 
 The floor is an event: its time is found on the dense output, its jump turns the speed around,
 and gradients go through both.
@@ -72,7 +72,7 @@ optimiser = torch.optim.LBFGS(ball.parameters(), line_search_fn="strong_wolfe", 
 
 def loss() -> Tensor:
     """Mean squared error of the times of the bounces that there are."""
-    found = node.solve(z0, [0.0, 1.5 * observed[-1]], events=[ball.floor()]).events[0].times
+    found = node.solve(z0, [0.0, 1.2 * observed[-1]], events=[ball.floor()]).events[0].times
     count = min(len(found), len(observed))
     return (found[:count] - observed[:count]).square().mean()
 
