@@ -19,7 +19,7 @@ from pynode.field import closed_over_trainables as closed_over
 from pynode.options import SolveOptions
 from pynode.precision import active_autocast, without_autocast
 from pynode.problem import ODEProblem
-from pynode.solution import Retcode, Solution, Statistics
+from pynode.solution import Solution, Statistics
 from pynode.time_gradients import (
     carry,
     initial_time_gradient,
@@ -176,11 +176,12 @@ def _taped(
     )
     zs = forward.zs
     if times.t.requires_grad and forward.differentiable:
-        zs = shift_outputs(field, problem, zs)
-    elif times.t.requires_grad and forward.retcode is Retcode.TERMINATED and forward.reached:
-        n = forward.reached
-        shifted = shift_outputs(field, problem.with_times(times.head(n)), zs[:n])
-        zs = torch.cat([shifted, zs[n:]])
+        n = len(zs) if watch is None else forward.reached
+        if n == len(zs):
+            zs = shift_outputs(field, problem, zs)
+        elif n:  # what lies beyond an event is NaN
+            shifted = shift_outputs(field, problem.with_times(times.head(n)), zs[:n])
+            zs = torch.cat([shifted, zs[n:]])
     for results in (zs, forward.marks):
         _count_taped_backward(results, field, forward.taped)
     return _part(engine, problem, options, field, forward, zs, forward.marks)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pynode import autograd
 from pynode.autograd import Part, first_derivatives_only
-from pynode.control import knots
+from pynode.control import controls
 from pynode.dense import DenseOutput
 from pynode.engines.torch.crossings import Crossing, Watch
 from pynode.engines.torch.trajectory import Trajectory
@@ -46,11 +46,11 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
     """Solve, with or without events; steps end where controls among args ask for it.
 
     Raises:
-        InputError, GradientError: what was asked for does not go together with events.
+        InputError, GradientError: what was asked for does not go together with events or with
+            a control.
         SolveError: the solve failed and ``options.throw`` is set.
     """
-    if found := knots(problem.args):
-        options = replace(options, tstops=sorted({*options.tstops, *found}))
+    options = _with_knots(problem, options)
     if not problem.events:
         return autograd.run(problem, options)
     _check(problem, options)
@@ -61,6 +61,17 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
         reached = float(hybrid.t.detach())
         raise SolveError(message, str(retcode), reached, sample, solution)
     return solution
+
+
+def _with_knots(problem: ODEProblem, options: SolveOptions) -> SolveOptions:
+    """Options whose steps end where the controls among args ask for it."""
+    found = controls(problem.args)
+    if found and options.step_control != "joint":
+        raise InputError(
+            f"step_control={options.step_control!r} has no Control among args yet: use 'joint'"
+        )
+    knots = {t for control in found for t in control.knots}
+    return replace(options, tstops=sorted({*options.tstops, *knots})) if knots else options
 
 
 def _check(problem: ODEProblem, options: SolveOptions) -> None:
