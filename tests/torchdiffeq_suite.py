@@ -20,6 +20,7 @@ import sys
 import tempfile
 import unittest
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,10 @@ def main() -> int:
     if arguments.library:
         run_here(repository, arguments.library, arguments.json)
         return 0
-    results = [run_apart(repository, library) for library in ("torchdiffeq", "pynode")]
+    with ThreadPoolExecutor() as pool:
+        results = list(
+            pool.map(lambda name: run_apart(repository, name), ("torchdiffeq", "pynode"))
+        )
     write(section(results, commit_of(repository)))
     print(f"wrote {PAGE.relative_to(ROOT)}")
     reference, mine = results
