@@ -7,6 +7,7 @@ Fields are written once, for numpy arrays and torch tensors of shape (n,).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def _chain(rates: list[float]) -> Callable[[Any, Any, Any], list[Any]]:
 
     def field(t: Any, y: Any, m: Any) -> list[Any]:
         loss = [k * x for k, x in zip(rates, y[:-1], strict=True)]
-        middle = [gain - lost for gain, lost in zip(loss, loss[1:], strict=False)]
+        middle = [gain - lost for gain, lost in itertools.pairwise(loss)]
         return [-loss[0], *middle, loss[-1]]
 
     return field
