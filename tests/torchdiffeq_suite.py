@@ -122,11 +122,11 @@ def section(results: list[dict[str, Any]], commit: str) -> str:
     return "\n".join(lines)
 
 
-def write(text: str) -> None:
-    """Put the section into docs/verified.md, in place of an older one."""
+def write(heading: str, text: str) -> None:
+    """Put a section into docs/verified.md, in place of an older one."""
     page = PAGE.read_text() if PAGE.exists() else "# What was verified\n"
-    block = f"## {HEADING}\n\n{text}\n"
-    pattern = re.compile(rf"## {re.escape(HEADING)}\n.*?(?=\n## |\Z)", re.DOTALL)
+    block = f"## {heading}\n\n{text}\n"
+    pattern = re.compile(rf"## {re.escape(heading)}\n.*?(?=\n## |\Z)", re.DOTALL)
     if pattern.search(page):
         page = pattern.sub(lambda _: block, page)
     else:
@@ -150,7 +150,7 @@ def main() -> int:
         results = list(
             pool.map(lambda name: run_apart(repository, name), ("torchdiffeq", "pynode"))
         )
-    write(section(results, commit_of(repository)))
+    write(HEADING, section(results, commit_of(repository)))
     print(f"wrote {PAGE.relative_to(ROOT)}")
     reference, mine = results
     return int(mine["failed"] > reference["failed"])

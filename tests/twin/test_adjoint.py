@@ -46,8 +46,8 @@ def test_agrees_with_odeint():
     "kwargs",
     [
         {"adjoint_method": "dopri8"},
-        {"adjoint_method": "rk4", "adjoint_options": {"step_size": 0.005}},
-        {"adjoint_method": "gl6", "adjoint_options": {"step_size": 0.02}},
+        {"adjoint_method": "rk4", "adjoint_options": {"step_size": 0.02}},
+        {"adjoint_method": "gl6", "adjoint_options": {"step_size": 0.2}},
         {"adjoint_rtol": 1e-7, "adjoint_atol": 1e-9},
         {"adjoint_options": {"norm": "seminorm"}},
     ],
