@@ -52,7 +52,10 @@ def test_signatures(name):
     plain = [p.replace(annotation=p.empty) for p in parameters]
     found = str(inspect.Signature(plain))[1:-1]
     if name == "odeint_event":
-        found = found.replace("odeint_interface=None", "odeint_interface=*")
+        assert (
+            inspect.signature(tde.odeint_event).parameters["odeint_interface"].default is tde.odeint
+        )
+        found = found.replace(f"odeint_interface={tde.odeint}", "odeint_interface=*")
     assert found == SIGNATURES[name]
 
 
