@@ -20,12 +20,18 @@ import sys
 import tempfile
 import unittest
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "verified.md"
 HEADING = "torchdiffeq's test-suite"
+KNOWN = {
+    "test_min_max_step": "scipy's doing: its LSODA takes 191 evaluations (scipy 1.17.1) where the "
+    "test allows 50 with min_step=2; the test's other half, dopri5, passes",
+}
+"""Why a test fails, where it was looked into."""
 MODULES = ("api_tests", "event_tests", "gradient_tests", "norm_tests", "odeint_tests")
 
 
@@ -117,15 +123,18 @@ def section(results: list[dict[str, Any]], commit: str) -> str:
         )
     for r in results:
         lines += ["", f"Failed with `{r['library']}`:"] + [f"* `{bad}`" for bad in r["bad"]]
+    bad = {name for r in results for name in r["bad"]}
+    why = [f"{test}: {reason}." for test, reason in KNOWN.items() if any(test in b for b in bad)]
+    lines += ["", *why] if why else []
     lines += ["", "Made by `python tests/torchdiffeq_suite.py path/to/torchdiffeq`."]
     return "\n".join(lines)
 
 
-def write(text: str) -> None:
-    """Put the section into docs/verified.md, in place of an older one."""
+def write(heading: str, text: str) -> None:
+    """Put a section into docs/verified.md, in place of an older one."""
     page = PAGE.read_text() if PAGE.exists() else "# What was verified\n"
-    block = f"## {HEADING}\n\n{text}\n"
-    pattern = re.compile(rf"## {re.escape(HEADING)}\n.*?(?=\n## |\Z)", re.DOTALL)
+    block = f"## {heading}\n\n{text}\n"
+    pattern = re.compile(rf"## {re.escape(heading)}\n.*?(?=\n## |\Z)", re.DOTALL)
     if pattern.search(page):
         page = pattern.sub(lambda _: block, page)
     else:
@@ -145,8 +154,11 @@ def main() -> int:
     if arguments.library:
         run_here(repository, arguments.library, arguments.json)
         return 0
-    results = [run_apart(repository, library) for library in ("torchdiffeq", "pynode")]
-    write(section(results, commit_of(repository)))
+    with ThreadPoolExecutor() as pool:
+        results = list(
+            pool.map(lambda name: run_apart(repository, name), ("torchdiffeq", "pynode"))
+        )
+    write(HEADING, section(results, commit_of(repository)))
     print(f"wrote {PAGE.relative_to(ROOT)}")
     reference, mine = results
     return int(mine["failed"] > reference["failed"])

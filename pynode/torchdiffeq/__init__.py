@@ -7,7 +7,7 @@ code that was written for torchdiffeq run on it, unchanged. What differs, and wh
 
 from pynode.torchdiffeq.adjoint import odeint_adjoint
 from pynode.torchdiffeq.dense import odeint_dense
-from pynode.torchdiffeq.event import odeint_event
+from pynode.torchdiffeq.event_gradient import odeint_event
 from pynode.torchdiffeq.forward import odeint
 
 __version__ = "0.2.5"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pynode.engines.torch.adjoints import VJP
-from pynode.errors import InputError
+from pynode.errors import GradientError, InputError
 from pynode.field import FlatField, trainable_tensors
 from pynode.solution import Statistics
 from pynode.state import StateLayout
@@ -121,14 +121,32 @@ class _Adjoint(torch.autograd.Function):
         return end, states
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_end: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
         t, states, *params = ctx.saved_tensors
-        sweep = _Sweep(ctx.solve, ctx.adjoint_options["norm"], t, states, params)
-        of_y0, of_t, of_params = sweep.run(grad, ctx.needs_input_grad[2])
+        with torch.no_grad():
+            sweep = _Sweep(ctx.solve, ctx.adjoint_options["norm"], t, states.detach(), params)
+            of_y0, of_t, of_params = sweep.run(grad.detach(), ctx.needs_input_grad[2])
         if ctx.solve.event_fn is not None and of_t is not None:
             of_t = torch.cat([of_t[:1], torch.zeros_like(ctx.solve.call.t[1:])])
+        if torch.is_grad_enabled():
+            of_y0, *of_params = _Once.apply(
+                1 + len(params), of_y0, *of_params, grad, ctx.solve.call.y0, *params
+            )
         return (None, of_y0, of_t, *of_params)
+
+
+class _Once(torch.autograd.Function):
+    """Passes the first tensors on, and says so when they are differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise GradientError(
+            "odeint_adjoint has first derivatives only: for double backward use odeint"
+        )
 
 
 class _Sweep:

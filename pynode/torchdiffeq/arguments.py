@@ -54,14 +54,6 @@ class Call:
     callbacks: StepCallbacks | None = None
     adjoint_of: FlatField | None = None
 
-    @property
-    def direction(self) -> float:
-        return -1.0 if len(self.t) > 1 and self.t[0] > self.t[1] else 1.0
-
-    def at(self, t: Tensor) -> Call:
-        """The same call for other times."""
-        return replace(self, t=t)
-
     def restore(self, flat: Tensor) -> Any:
         """The user's structure of a state (..., *y0.shape)."""
         return flat if self.shapes is None else unflatten(flat, self.shapes)

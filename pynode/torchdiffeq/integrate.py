@@ -61,6 +61,7 @@ def adaptive_options(call: Call) -> dict[str, Any]:
         "sensitivity": "discrete",
         "rtol": call.rtol,
         "atol": call.atol,
+        "controller": "i",  # torchdiffeq's
         "norm": "rms" if call.norm is None else call.norm,
         "tstops": [*steps, *jumps],
         "dt": None if first is None else abs(call.number("first_step", 0.0)),
