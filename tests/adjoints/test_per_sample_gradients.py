@@ -214,10 +214,10 @@ def test_trains():
     target = torch.stack([t.cos(), -t.sin()], dim=2).transpose(0, 1)
     optimiser = torch.optim.Adam(node.parameters(), lr=0.03)
     losses = []
-    for _ in range(40):
+    for _ in range(25):
         error = (node(target[0], t) - target).square().mean()
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
         losses.append(error.item())
-    assert losses[-1] < 0.05 * losses[0]
+    assert losses[-1] < 0.2 * losses[0]
