@@ -23,7 +23,7 @@ class ODEProblem:
 
     Attributes:
         field: f(t, z), f(t, z, args) or f(z), returning dz/dt in the structure of z. ``t`` is a
-            0-d tensor of the state's real dtype.
+            0-d tensor of the state's real dtype (see ``step_control`` for (B,)).
         z0: a tensor of any shape and floating or complex dtype, or a tuple or dict of them.
         t: (T,), increasing or decreasing, for times that all samples share; or (B, T), padded
             with NaN at the end, or a list of 1-D tensors, for each sample's own (B is then the
