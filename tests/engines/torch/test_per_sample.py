@@ -359,6 +359,10 @@ class TestCallingTheField:
         z0 = torch.randn(3, 3)
         sol = solve(trap, z0, self.T, **PER)
         assert_as_alone(trap, z0, list(self.T), sol)
+        z0[2, 1] = NAN  # a sample that tells nothing, for every comparison with it holds
+        sol = solve(trap, z0, self.T, throw=False, **PER)
+        assert sol.samples.failed == [2]
+        assert_as_alone(trap, z0[:2], list(self.T[:2]), sol)
 
     def test_pairs_of_two(self):
         """The pair of samples by which fields are tried is as large as the state here."""
