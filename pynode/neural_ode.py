@@ -26,7 +26,8 @@ class NeuralODE(nn.Module):
 
     Args:
         field: f(t, z), f(t, z, args) or f(z), returning dz/dt in the shape of z; a module, whose
-            parameters are then this module's, or any function. ``t`` is a 0-d tensor.
+            parameters are then this module's, or any function. ``t`` is a 0-d tensor; with
+            ``step_control="per_sample"`` it is (B,), or 0-d for fields that want it so.
         options: fields of :class:`pynode.options.SolveOptions`: ``solver="tsit5"``,
             ``sensitivity="interpolating"``, ``rtol=1e-6``, ``atol=1e-8``, ``engine="torch"``,
             ``step_control="joint"``, ``max_steps=10_000``, ``dt``, ``checkpoints``, ...

@@ -322,9 +322,9 @@ class SolveOptions:
                 )
         if self.sensitivity not in PER_SAMPLE_SENSITIVITIES:
             raise InputError(
-                f"sensitivity={self.sensitivity!r} integrates the gradient of all parameters as "
-                "one more state, which samples with steps of their own cannot share: with "
-                "step_control='per_sample' use 'gauss' or 'discrete'"
+                f"sensitivity={self.sensitivity!r} is not there for step_control='per_sample', "
+                "whose samples cannot share one adjoint state of all parameters: use 'gauss' or "
+                "'discrete'"
             )
         if self.checkpoints is not None:
             raise InputError(

@@ -25,9 +25,10 @@ class ODEProblem:
 
     Attributes:
         field: f(t, z), f(t, z, args) or f(z), returning dz/dt in the structure of z. ``t`` is a
-            0-d tensor of the state's real dtype. Under ``torch.autocast`` only the field runs in
-            lower precision (keep rtol above about a tenth of that precision's rounding, or fix
-            the steps): what it returns is cast up, all else keeps the state's dtype.
+            0-d tensor of the state's real dtype (see ``step_control`` for (B,)). Under
+            ``torch.autocast`` only the field runs in lower precision (keep rtol above about a
+            tenth of that precision's rounding, or fix the steps): what it returns is cast up, all
+            else keeps the state's dtype.
         z0: a tensor of any shape and floating or complex dtype, or a tuple or dict of them.
         t: (T,), increasing or decreasing, for times that all samples share; or (B, T), padded
             with NaN at the end, or a list of 1-D tensors, for each sample's own (B is then the

@@ -90,4 +90,6 @@ def explain_samples(
     more = f" So did samples {', '.join(map(str, rest[:10]))}" if rest else ""
     more += f" and {len(rest) - 10} more" if len(rest) > 10 else ""
     head = f"{len(messages)} of {layout.rows} samples failed, the others are complete."
+    if len(messages) == layout.rows:
+        head = f"All {layout.rows} samples failed."
     return worst, f"{head} {told}{more + '.' if more else ''}", messages

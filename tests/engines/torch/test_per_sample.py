@@ -360,6 +360,10 @@ class TestCallingTheField:
         z0 = torch.randn(3, 3)
         sol = solve(trap, z0, self.T, **PER)
         assert_as_alone(trap, z0, list(self.T), sol)
+        z0[2, 1] = NAN  # a sample that tells nothing, for every comparison with it holds
+        sol = solve(trap, z0, self.T, throw=False, **PER)
+        assert sol.samples.failed == [2]
+        assert_as_alone(trap, z0[:2], list(self.T[:2]), sol)
 
     def test_pairs_of_two(self):
         """The pair of samples by which fields are tried is as large as the state here."""
@@ -499,13 +503,13 @@ def test_jacobians(given, scalar):
         rows = [torch.zeros_like(x), torch.ones_like(x), -2 * k * x * y - 1, k * (1 - x * x)]
         return torch.stack(rows, dim=1).reshape(-1, 2, 2)
 
-    z0, k = starts(4), torch.tensor([1.0, 5.0, 20.0, 100.0])
-    t = torch.tensor([[0.0, 3.0], [0.0, 1.0], [1.0, 9.0], [0.0, 10.0]])
-    options = {"solver": "rodas4", "rtol": 1e-5, "jac": jac if given else None}
+    z0, k = starts(4), torch.tensor([1.0, 5.0, 20.0, 60.0])
+    t = torch.tensor([[0.0, 1.5], [0.0, 1.0], [1.0, 3.0], [0.0, 2.5]])
+    options = {"solver": "rodas4", "rtol": 1e-3, "jac": jac if given else None}
     sol = solve(field, z0, t, k, **PER, **options)
     for b in range(4):
         alone = solve(field, z0[b : b + 1], t[b], k[b : b + 1], **options)
-        torch.testing.assert_close(sol.zs[:, b], alone.zs[:, 0], rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(sol.zs[:, b], alone.zs[:, 0], rtol=1e-7, atol=1e-7)
         assert int(sol.samples.accepted[b]) == alone.stats.accepted
     bad = {**options, "jac": lambda t, z, k: torch.zeros(5, 2, 2)}
     with pytest.raises(InputError, match="jac returned shape"):

@@ -101,6 +101,7 @@ class RowField(FlatField):
         self._all = self._rows = np.arange(self.rows)
         self._counts, self._since = np.zeros(self.rows, dtype=np.int64), 0
         self._slices = any(calling.sliced)
+        self._cut: tuple[Any, list[Any]] = (None, [])  # of the last samples asked for
         self._dims = tuple(0 if sliced else None for sliced in calling.sliced)
 
     def for_backward(self) -> RowField:
@@ -153,12 +154,7 @@ class RowField(FlatField):
         self, fn: Callable[..., Any], time: Tensor | None, state: State, rows: np.ndarray
     ) -> Any:
         """``fn(time, state, args)`` of some samples, called as the field is."""
-        leaves = self._leaves
-        if self._slices and not self._is_whole(rows):
-            leaves = [
-                leaf[torch.from_numpy(rows).to(leaf.device)] if dim == 0 else leaf
-                for leaf, dim in zip(leaves, self._dims, strict=True)
-            ]
+        leaves = self._leaves_of(rows)
         if not self.calling.vmapped:
             return fn(time, state, self._args(leaves))
 
@@ -172,6 +168,23 @@ class RowField(FlatField):
 
         assert time is not None
         return torch.func.vmap(one, in_dims=(0, 0, list(self._dims)))(time, state, leaves)
+
+    def _leaves_of(self, rows: np.ndarray) -> list[Any]:
+        """The leaves of args for some of the samples."""
+        if not self._slices:
+            return self._leaves
+        taped = torch.is_grad_enabled()
+        if self._cut[0] is rows and not taped:
+            return self._cut[1]
+        leaves = self._leaves
+        if not self._is_whole(rows):
+            leaves = [
+                leaf[torch.from_numpy(rows).to(leaf.device)] if dim == 0 else leaf
+                for leaf, dim in zip(leaves, self._dims, strict=True)
+            ]
+        if not taped:
+            self._cut = rows, leaves
+        return leaves
 
     def _args(self, leaves: list[Any]) -> Any:
         return None if self.args is None else pytree.tree_unflatten(leaves, self._spec)

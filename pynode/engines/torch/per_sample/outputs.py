@@ -12,7 +12,8 @@ from pynode.engines.torch.per_sample.step import RowRightHandSide, RowStep
 from pynode.times import OwnTimes
 
 _SMALL = 1 << 16
-"""Steps with stages of up to so many numbers are cheaper copied than read one by one."""
+"""Steps whose stages have together up to so many numbers are copied and read together; larger
+ones are read one by one, since memory that is new costs more than what is saved."""
 
 
 class _Keys:
@@ -127,9 +128,10 @@ class RowOutputs:
 
     def _note(self, step: RowStep, position: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> None:
         """Values are read at once where that is costly to put off, else of many steps together."""
-        if step.extended and step.stages.numel() <= _SMALL:
+        size = step.stages.numel()
+        if step.extended and 2 * size <= _SMALL:
             self._pending.append(_Due(step.take(None), position, lo, hi))
-            if len(self._pending) * step.stages.numel() >= 8 * _SMALL or len(self._pending) > 63:
+            if (len(self._pending) + 1) * size > _SMALL:
                 self._flush()
             return
         self._flush()

@@ -72,7 +72,11 @@ class _Probe:
         self.make, self.z = make, z
         self.rows = len(z)
         self.all = np.arange(self.rows)
-        self.pair = self.all[[-1, 0]] if self.rows > 2 else self.all[-1:]
+        finite = np.flatnonzero(z.isfinite().all(dim=1).cpu().numpy())
+        told = finite if len(finite) else self.all  # NaN tells nothing
+        self.last = int(told[-1])
+        # Two in another order than in the batch, and not all.
+        self.pair = told[[-1, 0]] if self.rows > 2 and len(told) > 1 else told[-1:]
         self.batched_time = options.batched_time
         self.slicings = _slicings(args, self.rows, options.batched_args)
         self.unsliced = tuple(False for _ in pytree.tree_leaves(args))
@@ -97,9 +101,9 @@ class _Probe:
         """Whether a vector of times gave each sample what its own time alone gives it."""
         if self.batched_time or self.rows == 1:
             return True
-        last = self._scalar(plain, self.rows - 1)
+        last = self._scalar(plain, self.last)
         # A field that refuses a scalar time is written for a vector.
-        return last is None or _close(last, vector[-1])
+        return last is None or _close(last, vector[self.last])
 
     def _scalar(self, plain: RowField, row: int) -> Tensor | None:
         """Row ``row`` of the field for all samples at that sample's time, a 0-d tensor."""
@@ -132,11 +136,11 @@ class _Probe:
         return Calling(False, False, self.unsliced)
 
     def _check_independent(self, value: Tensor) -> None:
-        """Changing all samples but the last must not change the last."""
+        """Changing all samples but one must not change that one."""
         other = self.z * 1.07 + 0.013
-        other[-1] = self.z[-1]
+        other[self.last] = self.z[self.last]
         changed = self.make(Calling(False, False, self.unsliced))(At(self.t, self.all), other)
-        if not _close(changed[-1], value[-1]):
+        if not _close(changed[self.last], value[self.last]):
             raise InputError(_MIXED)
 
     def _vmapped(self, plain: RowField) -> Calling:
@@ -159,7 +163,7 @@ class _Probe:
         if differs:
             raise InputError(_MIXED)
         if truth[0] is None:  # not even as a joint solve would call it: let the field speak
-            plain.call(as_time(self.t, self.z)[-1], self.z, self.all)
+            plain.call(as_time(self.t, self.z)[self.last], self.z, self.all)
         assert failure is not None
         if isinstance(failure, FieldError):
             raise InputError(f"the field takes a scalar t, and {_CLOSED_OVER}") from failure

@@ -122,15 +122,23 @@ class RowStep:
         theta = (times - self.t[position]) / self.dt[position]
         index = torch.from_numpy(position).to(self.z.device)
         weights = interpolation_weights(self.coefficients, theta, self.z)
-        # Broadcast and sum: a batch of tiny matrix products is slower.
-        return self.z[index] + (self.stages[:, index] * weights.t().unsqueeze(2)).sum(dim=0)
+        stages = self.stages.index_select(1, index).transpose(0, 1)
+        return combine(self.z.index_select(0, index), weights, stages)
 
 
 def interpolation_weights(c: StepCoefficients, theta: np.ndarray, like: Tensor) -> Tensor:
     """Weights (m, s) of the stages at fractions theta (m,) of steps."""
-    powers = np.multiply.accumulate(np.repeat(theta[:, None], c.degree, axis=1), axis=1)
-    weights = powers @ c.interpolant.numpy().T
+    powers = np.empty((c.degree, len(theta)))
+    powers[0] = theta
+    for j in range(1, c.degree):
+        np.multiply(powers[j - 1], theta, out=powers[j])
+    weights = (c.interpolant.numpy() @ powers).T
     return torch.from_numpy(weights).to(device=like.device, dtype=like.dtype)
+
+
+def combine(z: Tensor, weights: Tensor, stages: Tensor) -> Tensor:
+    """z (m, D) and a weighted sum of stages (m, s, D)."""
+    return torch.baddbmm(z.unsqueeze(1), weights.unsqueeze(1), stages).squeeze(1)
 
 
 def as_column(x: np.ndarray, like: Tensor) -> Tensor:

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from pynode.engines.torch.per_sample.outputs import entries, pairs
-from pynode.engines.torch.per_sample.step import RowRightHandSide, RowStep, interpolation_weights
+from pynode.engines.torch.per_sample.step import (
+    RowRightHandSide,
+    RowStep,
+    combine,
+    interpolation_weights,
+)
 
 
 @dataclass
@@ -112,7 +117,7 @@ class RowTrajectory:
         theta = (t - start) / (self.steps.ends[place] - start)
         index = torch.from_numpy(place).to(z.device)
         weights = interpolation_weights(self._coefficients, theta, z)
-        return z[index] + (stages[index] * weights.unsqueeze(2)).sum(dim=1)
+        return combine(z.index_select(0, index), weights, stages.index_select(0, index))
 
     def cuts(
         self, rows: np.ndarray, a: np.ndarray, b: np.ndarray
