@@ -294,22 +294,22 @@ def loss_of(options: dict, y0: Tensor, k: Tensor) -> Tensor:
 def test_discrete_is_the_derivative_of_fixed_steps(solver):
     """Against differences of what was computed: the implicit function theorem, not the ODE."""
     options = {"solver": solver, "sensitivity": "discrete", "adaptive": False, "dt": 0.125}
-    y0 = torch.tensor([[1.0, 0.5], [0.3, -1.0]], requires_grad=True)
-    k = torch.tensor(1.3, requires_grad=True)
+    y0, k = Y0.clone().requires_grad_(), K.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda y, k: loss_of(options, y, k), (y0, k), atol=1e-7)
 
 
 @pytest.mark.parametrize("solver", DISCRETE)
 def test_checkpoints_change_nothing(solver):
     options = {"solver": solver, "sensitivity": "discrete", "adaptive": False, "dt": 0.05}
-    y0 = torch.tensor([[1.0, 0.5], [0.3, -1.0]], requires_grad=True)
-    k = torch.tensor(1.3, requires_grad=True)
+    y0, k = Y0.clone().requires_grad_(), K.clone().requires_grad_()
     whole = torch.autograd.grad(loss_of(options, y0, k), [y0, k])
     again = torch.autograd.grad(loss_of({**options, "checkpoints": 3}, y0, k), [y0, k])
     for got, want in zip(again, whole, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
+Y0 = torch.tensor([[1.0, 0.5], [0.3, -1.0]], dtype=torch.float64)
+K = torch.tensor(1.3, dtype=torch.float64)
 QUICK = {"gauss": {"kvaerno5", "fbdf", "auto"}, "quadrature": {"kencarp4"}}
 CASES = [
     pytest.param(
@@ -322,9 +322,16 @@ CASES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def exact() -> list[Tensor]:
+    """The gradients of loss_of by the discrete gradient of Rodas5P at 1e-11."""
+    tight = {"solver": "rodas5p", "sensitivity": "discrete", "rtol": 1e-11, "atol": 1e-13}
+    inputs = [Y0.clone().requires_grad_(), K.clone().requires_grad_()]
+    return list(torch.autograd.grad(loss_of(tight, *inputs), inputs))
+
+
 @pytest.mark.parametrize("solver, sensitivity", CASES)
-def test_gradients(solver, sensitivity):
-    """At a tolerance, against the discrete gradient of Rodas5P at 1e-11."""
+def test_gradients(solver, sensitivity, exact):
     rtol, wanted = (1e-5, 1e-3) if solver in ("trbdf2", "kvaerno3") else (1e-6, 1e-4)
     options = {"solver": solver, "rtol": rtol, "atol": rtol * 1e-2}
     if sensitivity == "checkpoints":
@@ -336,11 +343,9 @@ def test_gradients(solver, sensitivity):
         wanted *= 10
     else:
         options["sensitivity"] = sensitivity
-    y0 = torch.tensor([[1.0, 0.5], [0.3, -1.0]], requires_grad=True)
-    k = torch.tensor(1.3, requires_grad=True)
+    y0, k = Y0.clone().requires_grad_(), K.clone().requires_grad_()
     grads = torch.autograd.grad(loss_of(options, y0, k), [y0, k])
-    tight = {"solver": "rodas5p", "sensitivity": "discrete", "rtol": 1e-11, "atol": 1e-13}
-    for got, want in zip(grads, torch.autograd.grad(loss_of(tight, y0, k), [y0, k]), strict=True):
+    for got, want in zip(grads, exact, strict=True):
         assert (got - want).norm() / want.norm() < wanted
 
 
