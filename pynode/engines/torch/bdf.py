@@ -136,7 +136,7 @@ class BdfStepper:
     def attempt(self, t: float, t1: float, z: Tensor) -> Piece:
         """A step of the present order from (t, z), the last value, to t1."""
         h = t1 - t
-        last = self._jumps.ends(t, t1)[1]
+        start, last = self._jumps.ends(t, t1)
         times, values = self.times, self.values
         if len(times) == 1:  # a value before the first, on the tangent
             assert self._slope is not None
@@ -149,7 +149,7 @@ class BdfStepper:
         predicted, change = (weights @ past).unbind()  # P and h·P' at t1
         gamma = leading(k)
         base = predicted - change / gamma
-        self.newton.prepare(last, z if not self._taped else z.detach(), change.detach() / h, h)
+        self.newton.prepare(start, z, change / h, h)
         w, verdict = self.newton.solve(last, base, h / gamma, change / gamma)
         if verdict is not Verdict.CONVERGED:
             failure = math.nan if verdict is Verdict.NOT_FINITE else math.inf

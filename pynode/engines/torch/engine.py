@@ -1,4 +1,4 @@
-"""The embedded engine: explicit Runge-Kutta methods on torch tensors."""
+"""The embedded engine: solvers and adjoints on torch tensors."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -77,7 +78,7 @@ class Newton:
     def forget(self) -> None:
         """Drop Jacobian and factorisation: the solution goes on somewhere else."""
         self._jacobian: Tensor | None = None
-        self._of: tuple[float, Tensor] | None = None
+        self._at = math.nan
         self._lu: tuple[Tensor, Tensor] | None = None
         self._c = 0.0
         self._eta: Tensor | None = None
@@ -91,7 +92,7 @@ class Newton:
         another size finds it there.
         """
         self._where = t, z.detach()
-        if self._jacobian is None or self.slow:
+        if self._jacobian is None or (self.slow and not self._fresh):
             self._renew_jacobian()
         assert self._jacobian is not None
         rows, width = self._jacobian.shape[:2]
@@ -110,11 +111,12 @@ class Newton:
 
     @property
     def _fresh(self) -> bool:
-        return self._of is not None and self._where is not None and self._of[1] is self._where[1]
+        """The Jacobian is that of the beginning of this step."""
+        return self._where is not None and self._where[0] == self._at
 
     def _renew_jacobian(self) -> None:
         assert self._where is not None
-        self._of = self._where
+        self._at = self._where[0]
         self._jacobian = self.system.jacobian(*self._where).detach()
         self._lu = None
         self.slow = False

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from pynode import NeuralODE, solve, solvers
 from pynode.errors import InputError
 
-STIFF = [info.name for info in solvers() if info.stiff]
+STIFF = [info.name for info in solvers() if info.stiff and info.adaptive]
+LOW = ("rosenbrock23", "trbdf2", "kvaerno3")
 pytestmark = [pytest.mark.usefixtures("float64"), pytest.mark.slow]
 
 
@@ -62,7 +63,7 @@ PROBLEMS = {
 
 @pytest.fixture(scope="module")
 def radau() -> dict[str, np.ndarray]:
-    """End states by scipy's Radau at 1e-10."""
+    """End states by scipy's Radau at 1e-12."""
     found = {}
     for name, (rates, y0, end, atol) in PROBLEMS.items():
         found[name] = solve_ivp(
@@ -70,28 +71,29 @@ def radau() -> dict[str, np.ndarray]:
             (0, end),
             y0,
             method="Radau",
-            rtol=1e-10,
-            atol=atol * 1e-1,
+            rtol=1e-12,
+            atol=atol * 1e-2,
         ).y[:, -1]
     return found
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("solver", ["rodas4", "rodas5p"])
+@pytest.mark.parametrize("solver", [name for name in STIFF if name not in LOW])
 def test_classical_problems(problem, solver, radau):
     rates, y0, end, atol = PROBLEMS[problem]
     sol = solve(
         as_field(rates), torch.tensor(y0), [0.0, end], solver=solver, rtol=1e-6, atol=100 * atol
     )
-    np.testing.assert_allclose(sol.zs[-1].numpy(), radau[problem], rtol=2e-4, atol=1e3 * atol)
+    # The last jump of van_der_pol is near: BDF, of lower order there, is late by 1e-3 of it.
+    rtol = 2e-3 if (solver, problem) == ("fbdf", "van_der_pol") else 2e-4
+    np.testing.assert_allclose(sol.zs[-1].numpy(), radau[problem], rtol=rtol, atol=1e3 * atol)
     assert sol.stats.accepted < 2000
 
 
-def test_rosenbrock23_at_its_own_tolerance(radau):
+@pytest.mark.parametrize("solver", LOW)
+def test_methods_of_low_order_at_their_own_tolerance(solver, radau):
     rates, y0, end, _ = PROBLEMS["robertson"]
-    sol = solve(
-        as_field(rates), torch.tensor(y0), [0.0, end], solver="rosenbrock23", rtol=1e-5, atol=1e-9
-    )
+    sol = solve(as_field(rates), torch.tensor(y0), [0.0, end], solver=solver, rtol=1e-5, atol=1e-9)
     np.testing.assert_allclose(sol.zs[-1].numpy(), radau["robertson"], rtol=1e-3)
 
 
@@ -133,7 +135,7 @@ def test_batch_costs_about_as_much_as_its_hardest_member(solver):
 @pytest.mark.parametrize("sensitivity", ["discrete", "gauss", "quadrature"])
 def test_gradients_of_a_stiff_problem(solver, sensitivity):
     """Robertson over the fast transient and beyond, against central differences."""
-    rtol, wanted = (1e-6, 2e-3) if solver == "rosenbrock23" else (1e-8, 1e-5)
+    rtol, wanted = (1e-6, 2e-3) if solver in LOW else (1e-8, 1e-5)
     y0 = torch.tensor([[1.0, 0.0, 0.0], [0.7, 1e-5, 0.3]], requires_grad=True)
     log_k = torch.tensor([0.04, 3e7, 1e4]).log().requires_grad_()
 
@@ -154,6 +156,61 @@ def test_gradients_of_a_stiff_problem(solver, sensitivity):
         step = torch.tensor([1e-5, 0.0, 0.0])
         difference = loss(y0, log_k + step, **tight) - loss(y0, log_k - step, **tight)
     torch.testing.assert_close(exact[1][0], difference / 2e-5, rtol=1e-5, atol=1e-8)
+
+
+SPANS = {"robertson": 40.0, "van_der_pol": 700.0, "oregonator": 5.0, "hires": 30.0}
+
+
+@pytest.fixture(scope="module")
+def exact_gradients() -> dict[str, np.ndarray]:
+    """What gradient_of gives, by central differences of scipy's Radau at 1e-12."""
+
+    def end(problem: str, y0: np.ndarray, pace: float) -> np.ndarray:
+        rates, _, _, atol = PROBLEMS[problem]
+        found = solve_ivp(
+            lambda t, y: np.exp(pace) * np.array(rates(y)),
+            (0, SPANS[problem]),
+            y0,
+            method="Radau",
+            rtol=1e-12,
+            atol=atol * 1e-2,
+        )
+        return found.y[:, -1]
+
+    def gradient(problem: str) -> np.ndarray:
+        at = np.array([*PROBLEMS[problem][1], 0.0])
+        middle = end(problem, at[:-1], 0.0)
+        weights = np.linspace(1.0, 2.0, len(middle)) / abs(middle)
+        steps = 1e-6 * np.eye(len(at))
+        both = [[end(problem, x[:-1], x[-1]) for x in (at + s, at - s)] for s in steps]
+        return np.array([weights @ (above - below) / 2e-6 for above, below in both])
+
+    return {problem: gradient(problem) for problem in PROBLEMS}
+
+
+def gradient_of(problem: str, **options) -> np.ndarray:
+    """Of a weighted sum of the end state: by the initial state, and by the logarithm of a factor
+    on the field.
+    """
+    rates, y0, _, _ = PROBLEMS[problem]
+    y0 = torch.tensor([y0], requires_grad=True)
+    pace = torch.zeros((), requires_grad=True)
+    field = as_field(rates)
+    node = NeuralODE(lambda t, y, p: p.exp() * field(t, y), **options)
+    end = node(y0, [0.0, SPANS[problem]], pace)[-1, 0]
+    loss = (torch.linspace(1.0, 2.0, len(end)) * end / end.detach().abs()).sum()
+    grads = torch.autograd.grad(loss, [y0, pace])
+    return torch.cat([x.reshape(-1) for x in grads]).numpy()
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("solver", ["kvaerno5", "fbdf"])
+@pytest.mark.parametrize("sensitivity", ["discrete", "gauss", "quadrature"])
+def test_gradients_of_classical_problems(problem, solver, sensitivity, exact_gradients):
+    atol = PROBLEMS[problem][3]
+    found = gradient_of(problem, solver=solver, sensitivity=sensitivity, rtol=1e-7, atol=10 * atol)
+    exact = exact_gradients[problem]
+    assert np.linalg.norm(found - exact) < 1e-3 * np.linalg.norm(exact)
 
 
 def test_checkpoints_change_nothing():

@@ -31,7 +31,6 @@ TABLEAU = EsdirkTableau(
     a=_A,
     error=tuple(x - y for x, y in zip(_B, _LOW, strict=True)),
     error_order=3,
-    filtered=True,
     interpolant=quartic(_A),
     interpolant_order=4,
     reference="Kennedy & Carpenter 2003, Appl. Numer. Math. 44, 139-181 (implicit part)",
