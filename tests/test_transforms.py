@@ -136,6 +136,18 @@ def test_jacobians_of_a_network_flow(field, solver):
     torch.testing.assert_close(mapped, each, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("solver", ["trbdf2", "kvaerno5"])
+def test_jacobians_of_implicit_solvers_under_vmap(field, solver):
+    node = NeuralODE(field, solver=solver, sensitivity="discrete", adaptive=False, dt=0.5)
+
+    def flow(z: Tensor) -> Tensor:
+        return node(z, [0.0, 1.0])[-1]
+
+    batch = torch.randn(3, 2)
+    each = torch.stack([by_hand(flow, z) for z in batch])
+    torch.testing.assert_close(torch.func.vmap(torch.func.jacrev(flow))(batch), each)
+
+
 @every_method
 def test_hessians(field, solver):
     node, z0 = make(field, solver), torch.randn(2)

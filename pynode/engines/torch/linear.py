@@ -8,16 +8,21 @@ from torch import Tensor
 from pynode.transforms import transforms_active
 
 
-def lu_solve(lu: Tensor, pivots: Tensor, right: Tensor) -> Tensor:
-    """A⁻¹·right for matrices factored by ``torch.linalg.lu_factor_ex``.
+def lu_solve(lu: Tensor, pivots: Tensor, right: Tensor, adjoint: bool = False) -> Tensor:
+    """A⁻¹·right, or with ``adjoint`` A⁻ᴴ·right, for factors of ``torch.linalg.lu_factor_ex``.
 
     Under nested ``vmap`` (as in ``vmap(jacrev(f))``) torch.linalg.lu_solve of torch 2.13 returns
     wrong numbers where the inner one maps over ``right`` alone, so under transforms the two
     triangular systems are solved one by one.
     """
     if not transforms_active():
-        return torch.linalg.lu_solve(lu, pivots, right)
+        return torch.linalg.lu_solve(lu, pivots, right, adjoint=adjoint)
     permutation, lower, upper = torch.lu_unpack(lu, pivots)
+    if adjoint:
+        y = torch.linalg.solve_triangular(upper.mH, right, upper=False)
+        return permutation @ torch.linalg.solve_triangular(
+            lower.mH, y, upper=True, unitriangular=True
+        )
     y = torch.linalg.solve_triangular(
         lower, permutation.mT @ right, upper=False, unitriangular=True
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pynode.engines.torch.host import to_host
+from pynode.engines.torch.linear import lu_solve
 from pynode.engines.torch.rosenbrock import StiffSystem
 from pynode.errors import GradientError
 
@@ -229,7 +230,7 @@ def _judge(size: Tensor, rate: Tensor | None, eta: Tensor | None, left: int) -> 
 def _solve(lu: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
     """A⁻¹x for x of shape (B, D) or (B·D,)."""
     rows, width = lu[0].shape[:2]
-    return torch.linalg.lu_solve(*lu, x.reshape(rows, width, 1)).reshape(x.shape)
+    return lu_solve(*lu, x.reshape(rows, width, 1)).reshape(x.shape)
 
 
 class _Implicit(torch.autograd.Function):
@@ -250,7 +251,7 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         residual, lu, pivots = ctx.saved_tensors
-        of_residual = torch.linalg.lu_solve(lu, pivots, grad.unsqueeze(-1), adjoint=True)
+        of_residual = lu_solve(lu, pivots, grad.unsqueeze(-1), adjoint=True)
         return None, _FirstOnly.apply(-of_residual.squeeze(-1), residual), None, None
 
     @staticmethod
