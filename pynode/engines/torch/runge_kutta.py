@@ -184,7 +184,7 @@ class Piece:
 
 def _advanced(z: Tensor, stages: Tensor, weights: Tensor, dt: float) -> Tensor:
     """z + dt·Σ w_i k_i with the sum first: added one by one, each term would round to z's ulp."""
-    return torch.add(z, torch.mv(stages, weights), alpha=dt)
+    return z + torch.mv(stages, weights * dt)
 
 
 def _polynomial(row: list[float], theta: float) -> float:
