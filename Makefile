@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO   ?= results/spiral-demo
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-julia lint clean
 
 demo: $(VENV)/.core
 	$(BIN)/pynode experiment spiral --scale demo --out $(DEMO) --resume
@@ -16,10 +16,15 @@ test: $(VENV)/.test
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -m "slow or not slow"
 
+test-julia: $(VENV)/.test
+	$(BIN)/python -m pytest tests/julia -m julia -rs
+	$(BIN)/pynode julia test
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/julia/check_syntax.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -3,8 +3,9 @@
 from pynode.catalogue import sensitivities, solvers
 from pynode.checks import check_gradients
 from pynode.control import Control
+from pynode.engines.julia.julia_field import JuliaField
 from pynode.events import Event, EventRecord
-from pynode.functional import odeint, solve
+from pynode.functional import ensemble, odeint, solve
 from pynode.neural_ode import NeuralODE
 from pynode.problem import ODEProblem
 from pynode.solution import Retcode, Solution, Statistics
@@ -15,6 +16,7 @@ __all__ = [
     "Control",
     "Event",
     "EventRecord",
+    "JuliaField",
     "NeuralODE",
     "ODEProblem",
     "Retcode",
@@ -22,6 +24,7 @@ __all__ = [
     "Statistics",
     "__version__",
     "check_gradients",
+    "ensemble",
     "odeint",
     "sensitivities",
     "solve",

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pynode.dense import DenseOutput
 from pynode.engines import engine as engine_named
 from pynode.engines.torch.crossings import Watch
 from pynode.engines.torch.engine import Forward, TorchEngine
-from pynode.engines.torch.trajectory import Trajectory
+from pynode.engines.torch.per_sample.engine import PerSampleEngine
 from pynode.errors import GradientError, SolveError
 from pynode.field import FlatField, trainable_tensors
 from pynode.field import closed_over_trainables as closed_over
 from pynode.options import SolveOptions
+from pynode.precision import active_autocast, without_autocast
 from pynode.problem import ODEProblem
-from pynode.solution import Retcode, Solution, Statistics
+from pynode.solution import Solution, Statistics
 from pynode.time_gradients import (
     carry,
     initial_time_gradient,
@@ -28,6 +28,7 @@ from pynode.time_gradients import (
     zero_shift,
 )
 from pynode.times import Times
+from pynode.transforms import transforms_active
 
 
 @dataclass
@@ -38,15 +39,13 @@ class Part:
         forward: the engine's result.
         zs: its outputs (T, N), with gradients as the sensitivity says.
         marks: the states (M, N) at the events that were found, likewise.
-        trajectory: its dense output, where kept.
-        no_gradient: why that carries no gradient; empty where it does, or there is none.
+        dense: its dense output, where kept.
     """
 
     forward: Forward
     zs: Tensor
     marks: Tensor | None
-    trajectory: Trajectory | None
-    no_gradient: str = ""
+    dense: Any = None
 
 
 def run(problem: ODEProblem, options: SolveOptions) -> Solution:
@@ -55,29 +54,59 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
     Raises:
         SolveError: the solve failed and ``options.throw`` is set.
     """
+    if options.step_control == "per_sample" and options.engine == "torch":
+        problem = problem.per_sample()
     stats = Statistics()
     part = integrate(problem, options, stats)
     forward = part.forward
     solution = Solution(
-        ts=problem.times.t,
+        ts=problem.times.given,
         zs=problem.layout.restore(part.zs),
         stats=stats,
         retcode=forward.retcode,
         message=forward.message,
+        dense=part.dense,
+        samples=forward.samples,
     )
-    if part.trajectory is not None:
-        solution.dense = DenseOutput(part.trajectory, problem.layout, part.no_gradient)
     if options.throw and not solution.success:
-        raise SolveError(forward.message, str(forward.retcode), forward.t, forward.sample, solution)
+        raise SolveError(
+            forward.message,
+            str(forward.retcode),
+            forward.t,
+            forward.sample,
+            solution,
+            forward.samples.failed if forward.samples else (),
+        )
     return solution
+
+
+def _engine(options: SolveOptions) -> Any:
+    if options.step_control == "per_sample" and options.engine == "torch":
+        return PerSampleEngine()
+    return engine_named(options.engine)
 
 
 def integrate(
     problem: ODEProblem, options: SolveOptions, stats: Statistics, watch: Watch | None = None
 ) -> Part:
     """Solve on flat states, up to an event that ends it where there is a ``watch``."""
+    device = problem.layout.device
+    autocast = active_autocast(device)
+    field = _engine(options).field(problem, options, problem.args, stats, autocast)
+    with without_autocast(device):
+        return _integrate(problem, options, field, watch)
+
+
+def _integrate(
+    problem: ODEProblem, options: SolveOptions, field: FlatField, watch: Watch | None
+) -> Part:
     engine = engine_named(options.engine)
-    field = FlatField(problem.field, problem.layout, problem.args, stats)
+    engine = _engine(options)
+    if options.step_control == "per_sample" and transforms_active():
+        raise GradientError(
+            "step_control='per_sample' does not work under torch.func transforms or "
+            "forward-mode AD: use step_control='joint'"
+        )
     z0 = problem.layout.flatten(problem.z0)
     if options.sensitivity == "discrete" and options.checkpoints is None:
         return _taped(engine, problem, options, field, z0, watch)
@@ -88,7 +117,7 @@ def integrate(
         )
     if not torch.is_grad_enabled():
         return _plain(engine, problem, options, field, z0, watch)
-    return _with_adjoint(engine, problem, options, stats, z0, watch)
+    return _with_adjoint(engine, problem, options, field, z0, watch)
 
 
 def _plain(
@@ -106,7 +135,7 @@ def _plain(
         forward = engine.solve(
             problem, options, field, z0, first=first, record=options.dense, watch=watch
         )
-    return _part(engine, options, field, forward, forward.zs, forward.marks)
+    return _part(engine, problem, options, field, forward, forward.zs, forward.marks)
 
 
 def _taped(
@@ -120,6 +149,10 @@ def _taped(
     """Discrete gradients: autograd follows the engine's steps."""
     times = problem.times
     transformed = transforms_active()
+    if transformed and options.through_steps:
+        raise GradientError(
+            "through_steps=True does not work under torch.func transforms or forward-mode AD"
+        )
     if not transformed:
         if not torch.is_grad_enabled():
             return _plain(engine, problem, options, field, z0, watch)
@@ -142,20 +175,21 @@ def _taped(
         watch=watch,
     )
     zs = forward.zs
-    if times.t.requires_grad and forward.retcode is Retcode.SUCCESS:
-        zs = shift_outputs(field, problem, zs)
-    elif times.t.requires_grad and forward.retcode is Retcode.TERMINATED and forward.reached:
-        n = forward.reached
-        shifted = shift_outputs(field, problem.with_times(times.head(n)), zs[:n])
-        zs = torch.cat([shifted, zs[n:]])
+    if times.t.requires_grad and forward.differentiable:
+        n = len(zs) if watch is None else forward.reached
+        if n == len(zs):
+            zs = shift_outputs(field, problem, zs)
+        elif n:  # what lies beyond an event is NaN
+            shifted = shift_outputs(field, problem.with_times(times.head(n)), zs[:n])
+            zs = torch.cat([shifted, zs[n:]])
     for results in (zs, forward.marks):
-        _count_taped_backward(results, field)
-    return _part(engine, options, field, forward, zs, forward.marks)
+        _count_taped_backward(results, field, forward.taped)
+    return _part(engine, problem, options, field, forward, zs, forward.marks)
 
 
-def _count_taped_backward(results: Tensor | None, field: FlatField) -> None:
+def _count_taped_backward(results: Tensor | None, field: FlatField, taped: int | None) -> None:
     """One vector-Jacobian product for each evaluation on the tape, once backward runs."""
-    evaluations = field.stats.nfe
+    evaluations = field.stats.nfe if taped is None else taped
 
     def count(grad: Tensor) -> None:
         field.stats.vjp = max(field.stats.vjp, evaluations)
@@ -174,7 +208,7 @@ class _Call:
     field: FlatField
     leaves: list[Tensor]
     closed_over: list[int]
-    first: Tensor
+    first: Tensor | None
     watch: Watch | None
     forward: Forward | None = None
 
@@ -183,16 +217,16 @@ def _with_adjoint(
     engine: TorchEngine,
     problem: ODEProblem,
     options: SolveOptions,
-    stats: Statistics,
+    field: FlatField,
     z0: Tensor,
     watch: Watch | None,
 ) -> Part:
     """Gradients by the engine's own backward pass."""
     times = problem.times
     originals, leaves, args = _detached_args(problem.args)
-    field = FlatField(problem.field, problem.layout, args, stats)
+    field = engine.field(problem, options, args, field.stats, field.autocast)
     static = [id(x) for x in closed_over(field.fn)]
-    found, first = trainable_tensors(field, times.start, z0)
+    found, first = engine.trainable(problem, options, field, z0)
     tensors = [*originals, *found]
     if not any(x.requires_grad for x in (z0, times.t, times.t0, *tensors)):
         return _plain(engine, problem, options, field, z0, watch, first)
@@ -200,7 +234,7 @@ def _with_adjoint(
     zs, marks = _Seam.apply(call, z0, times.t0, times.t, *tensors)
     assert call.forward is not None
     why = f"sol(s) carries no gradient with sensitivity={options.sensitivity!r}"
-    return _part(engine, options, field, call.forward, zs, marks, why)
+    return _part(engine, problem, options, field, call.forward, zs, marks, why)
 
 
 class _Seam(torch.autograd.Function):
@@ -232,7 +266,7 @@ class _Seam(torch.autograd.Function):
         zs, marks, z0, *tensors = ctx.saved_tensors
         call: _Call = ctx.call
         _check_backward(call)
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(zs.device):
             grads = _backward(
                 call, zs.detach(), marks, grad.detach(), grad_marks, z0, ctx.needs_input_grad
             )
@@ -292,7 +326,7 @@ def _output_times(call: _Call, field: FlatField, zs: Tensor, grad: Tensor) -> Te
 
 def _check_backward(call: _Call) -> None:
     assert call.forward is not None
-    if call.forward.retcode not in (Retcode.SUCCESS, Retcode.TERMINATED):
+    if not call.forward.differentiable:
         raise GradientError(f"the solve failed, so it has no gradient: {call.forward.message}")
     if [id(x) for x in closed_over(call.field.fn)] != call.closed_over:
         raise GradientError(
@@ -348,6 +382,7 @@ def first_derivatives_only(x: Tensor, sensitivity: str) -> Tensor:
 
 def _part(
     engine: TorchEngine,
+    problem: ODEProblem,
     options: SolveOptions,
     field: FlatField,
     forward: Forward,
@@ -355,10 +390,10 @@ def _part(
     marks: Tensor | None,
     no_gradient: str = "",
 ) -> Part:
-    trajectory = None
+    dense = None
     if options.dense and forward.log:
-        trajectory = engine.trajectory(forward.log, options, field)
-    return Part(forward, zs, marks, trajectory, no_gradient)
+        dense = engine.dense_output(problem, options, field, forward, no_gradient)
+    return Part(forward, zs, marks, dense)
 
 
 def _args_tensors(args: Any) -> list[Tensor]:
@@ -375,11 +410,3 @@ def _detached_args(args: Any) -> tuple[list[Tensor], list[Tensor], Any]:
             originals.append(item)
             leaves.append(items[i])
     return originals, leaves, pytree.tree_unflatten(items, spec)
-
-
-def transforms_active() -> bool:
-    """Whether a torch.func transform or forward-mode AD is going on."""
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-    )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pynode.engines.torch.methods import TABLEAUS
 from pynode.engines.torch.rosenbrock_methods import ROSENBROCKS
-from pynode.engines.torch.steppers import METHODS
+from pynode.engines.torch.steppers import METHODS, is_one_step, is_stiff
+from pynode.engines.torch.symplectic_methods import SYMPLECTICS
 from pynode.errors import InputError
 
-ENGINES = ("torch",)
+ENGINES = ("torch", "julia")
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,13 @@ class SolverInfo:
         engines: the engines that have it.
         reference: paper or source of the coefficients.
         dense_order: order of the dense output.
-        stages: evaluations of the field in one step, after the first, without those in Jacobians.
+        stages: evaluations of the field in one step, after the first, without those in Jacobians;
+            with Newton iterations, implicit stages, each of some evaluations.
+        one_step: a step depends on nothing but the state it begins with. The others cannot take
+            fixed steps, and their steps cannot be made again from checkpoints.
         aliases: other names of the same method, torchdiffeq's among them.
+        per_sample: can step each sample by itself (``step_control="per_sample"``).
+        separable: for states (q, p) with dq a function of p and dp one of q alone.
     """
 
     name: str
@@ -35,7 +42,10 @@ class SolverInfo:
     reference: str
     dense_order: int
     stages: int
+    one_step: bool = True
     aliases: tuple[str, ...] = ()
+    per_sample: bool = False
+    separable: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,19 +72,31 @@ _ALIASES = {
     "bs3": ("bosh3",),
     "heun": ("adaptive_heun", "heun2"),
     "dop853": ("dp8",),
+    "leapfrog": ("verlet", "velocity_verlet"),
 }
+
+# fmt: off
+_IN_JULIA = frozenset((
+    "euler", "midpoint", "heun", "rk4", "bs3", "dp5", "tsit5", "vern7", "dop853", "rosenbrock23",
+    "rodas4", "rodas5p", "trbdf2", "kencarp4", "kvaerno5", "fbdf", "auto",
+))
+# fmt: on
+"""Names of the table in julia/src/solvers.jl."""
 
 _SOLVERS = tuple(
     SolverInfo(
         name=tableau.name,
         order=tableau.order,
         adaptive=tableau.adaptive,
-        stiff=tableau.name in ROSENBROCKS,
-        engines=("torch",),
+        stiff=is_stiff(tableau),
+        engines=ENGINES if tableau.name in _IN_JULIA else ("torch",),
         reference=tableau.reference,
         dense_order=tableau.interpolant_order,
         stages=tableau.stages - tableau.fsal,
+        one_step=is_one_step(tableau),
         aliases=_ALIASES.get(tableau.name, ()),
+        per_sample=tableau.name in TABLEAUS or tableau.name in ROSENBROCKS,
+        separable=tableau.name in SYMPLECTICS,
     )
     for tableau in METHODS.values()
 )
@@ -93,14 +115,14 @@ _SENSITIVITIES = (
         "the adjoint ODE with the state integrated backwards beside it; gradients are wrong where "
         "the backward solve of the state is unstable",
         "constant",
-        ("torch",),
+        ENGINES,
         "Chen et al. 2018, algorithm 1",
     ),
     SensitivityInfo(
         "interpolating",
         "the adjoint ODE with the state read from the forward pass's dense output",
         "stages of every step; with checkpoints=k a bounded number of steps",
-        ("torch",),
+        ENGINES,
         "Rackauckas et al. 2020, Universal Differential Equations; Hindmarsh et al. 2005 (CVODES)",
     ),
     SensitivityInfo(
@@ -108,7 +130,7 @@ _SENSITIVITIES = (
         "as interpolating, the parameters' gradient by Gauss-Legendre quadrature in every "
         "backward step instead of in the ODE: cheaper with many parameters",
         "as interpolating",
-        ("torch",),
+        ENGINES,
         "Norcliffe & Deisenroth 2023, Faster Training of Neural ODEs Using Gauss-Legendre "
         "Quadrature",
     ),
@@ -117,8 +139,17 @@ _SENSITIVITIES = (
         "as interpolating, the parameters' gradient by adaptive Gauss-Kronrod quadrature after "
         "the adjoint has been solved: its error is controlled by itself",
         "as interpolating, and the dense adjoint",
-        ("torch",),
+        ENGINES,
         "Kim et al. 2021, Stiff Neural Ordinary Differential Equations",
+    ),
+    SensitivityInfo(
+        "reversible",
+        "steps that can be undone exactly: exact gradients of what was computed, which is another "
+        "approximation than the plain solver's, of the same order at twice the evaluations; "
+        "explicit solvers only",
+        "constant but for the steps' times",
+        ("torch",),
+        "McCallum & Foster 2024, Efficient, Accurate and Stable Gradients for Neural ODEs",
     ),
 )
 

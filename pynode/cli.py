@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 import pynode
+from pynode.engines.julia import runtime
+from pynode.engines.julia.runtime import OPTIONAL
 from pynode.errors import PynodeError
 from pynode.experiments import EXPERIMENTS
 
@@ -47,6 +49,22 @@ def _parser() -> argparse.ArgumentParser:
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
 
+    julia = commands.add_parser("julia", help="the Julia engine: is it there, install it, test it")
+    julia.set_defaults(run=_julia_status)
+    verbs = julia.add_subparsers(dest="verb", metavar="VERB")
+    verbs.add_parser("status", help="what there is (the default); starts and downloads nothing")
+    install = verbs.add_parser("install", help="find or download Julia and its packages")
+    install.add_argument(
+        "--with",
+        dest="packages",
+        nargs="+",
+        default=[],
+        choices=sorted(OPTIONAL),
+        help="optional packages: DiffEqGPU for ensembles, CUDA for GPUs",
+    )
+    install.set_defaults(run=_julia_install)
+    verbs.add_parser("test", help="run the Julia package's own tests").set_defaults(run=_julia_test)
+
     for name, run, text in (
         ("solvers", _solvers, "list the solvers"),
         ("sensitivities", _sensitivities, "list the ways to compute gradients"),
@@ -69,6 +87,21 @@ def _sensitivities(_: argparse.Namespace) -> int:
     rows = [(s.name, ", ".join(s.engines), s.summary, s.reference) for s in pynode.sensitivities()]
     _print_table(("sensitivity", "engines", "summary", "reference"), rows)
     return 0
+
+
+def _julia_status(_: argparse.Namespace) -> int:
+    found = runtime.status()
+    print(found)
+    return 0 if found.ready else 1
+
+
+def _julia_install(arguments: argparse.Namespace) -> int:
+    print(runtime.install(tuple(arguments.packages)))
+    return 0
+
+
+def _julia_test(_: argparse.Namespace) -> int:
+    return runtime.test()
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -130,10 +130,10 @@ class Control:
         return c[1] + u * (2.0 * c[2] + 3.0 * u * c[3])
 
 
-def knots(args: Any) -> list[float]:
-    """The tstops that the controls among ``args`` ask for."""
+def controls(args: Any) -> list[Control]:
+    """The controls among ``args``."""
     leaves = pytree.tree_leaves(args, is_leaf=lambda x: isinstance(x, Control))
-    return [t for leaf in leaves if isinstance(leaf, Control) for t in leaf.knots]
+    return [leaf for leaf in leaves if isinstance(leaf, Control)]
 
 
 def _checked(ts: Any, xs: Any) -> tuple[Tensor, Tensor]:
@@ -157,9 +157,7 @@ def _checked(ts: Any, xs: Any) -> tuple[Tensor, Tensor]:
     gaps = (real[:, 1:] & ~real[:, :-1]).any()
     steps = rows[:, 1:] - rows[:, :-1]
     if rows.isinf().any() or gaps or not real[:, 0].all():
-        raise InputError(
-            "a control's times hold infinity, or NaN elsewhere than at the end of rows"
-        )
+        raise InputError("a control's times hold infinity, or NaN not at the end of a row")
     if times.ndim == 1 and (len(times) < 2 or not real.all()):
         raise InputError("a control needs two or more times, none of them NaN")
     if not ((steps > 0) | ~real[:, 1:]).all():
@@ -171,7 +169,7 @@ def _checked(ts: Any, xs: Any) -> tuple[Tensor, Tensor]:
 
 def _knots(times: Tensor, kind: str, tstops: bool | None) -> tuple[float, ...]:
     if tstops is None:
-        tstops = not times.ndim == 2
+        tstops = times.ndim == 1
     if not tstops:
         return ()
     if kind != "linear":

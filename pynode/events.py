@@ -123,6 +123,10 @@ class Event:
                 f"the jump of event {self.name!r} returned {got}, but the state is a "
                 f"{layout.describe()}: return a state"
             )
+        if not all(bool(x.detach().isfinite().all()) for x in leaves):
+            raise EventError(
+                f"the jump of event {self.name!r} returned NaN or infinity at t={float(t):.6g}"
+            )
         return new
 
 

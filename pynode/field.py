@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pynode.errors import FieldError, InputError
+from pynode.precision import Autocast, cast_up
 from pynode.solution import Statistics
 from pynode.state import State, StateLayout
 
@@ -63,6 +64,8 @@ class FlatField:
     Attributes:
         stats: where evaluations are counted.
         backward: count them as ``nfe_backward`` rather than ``nfe``.
+        autocast: the autocast to evaluate the field under; what it returns in a lower precision
+            is then cast up to the state's dtype.
     """
 
     def __init__(
@@ -72,16 +75,21 @@ class FlatField:
         args: Any,
         stats: Statistics,
         backward: bool = False,
+        autocast: Autocast | None = None,
     ) -> None:
         self.fn = fn
         self.layout = layout
         self.args = args
         self.stats = stats
         self.backward = backward
+        self.autocast = autocast
         self.form = calling_form(fn, args is not None)
 
     def for_backward(self) -> FlatField:
-        return FlatField(self.fn, self.layout, self.args, self.stats, backward=True)
+        return FlatField(self.fn, self.layout, self.args, self.stats, True, self.autocast)
+
+    def with_args(self, args: Any) -> FlatField:
+        return FlatField(self.fn, self.layout, args, self.stats, self.backward, self.autocast)
 
     def __call__(self, t: float | Tensor, z: Tensor) -> Tensor:
         """dz/dt (size,) at time ``t`` (a number, or a 0-d tensor that may require grad)."""
@@ -89,14 +97,21 @@ class FlatField:
             self.stats.nfe_backward += 1
         else:
             self.stats.nfe += 1
+        if self.autocast is None:
+            return self._flat(self._evaluate(t, z))
+        with self.autocast.on():
+            value = self._evaluate(t, z)
+        return self._flat(cast_up(value, self.layout.dtype))
+
+    def _evaluate(self, t: float | Tensor, z: Tensor) -> State:
         state = self.layout.restore(z)
         if self.form == "z":
-            return self._flat(self.fn(state))
+            return self.fn(state)
         if not isinstance(t, Tensor):
             t = torch.full((), t, dtype=z.dtype, device=z.device)
         if self.form == "tz":
-            return self._flat(self.fn(t, state))
-        return self._flat(self.fn(t, state, self.args))
+            return self.fn(t, state)
+        return self.fn(t, state, self.args)
 
     def _flat(self, value: State) -> Tensor:
         try:
@@ -108,13 +123,17 @@ class FlatField:
             raise
 
 
-def closed_over_trainables(fn: UserField) -> list[Tensor]:
-    """Tensors that require grad among what a field holds or closes over, each once."""
+def closed_over(fn: UserField) -> list[Tensor]:
+    """Tensors that a field holds or closes over, each once."""
     found: dict[int, Tensor] = {}
     for tensor in _closed_over(fn, seen=set()):
-        if tensor.requires_grad:
-            found.setdefault(id(tensor), tensor)
+        found.setdefault(id(tensor), tensor)
     return list(found.values())
+
+
+def closed_over_trainables(fn: UserField) -> list[Tensor]:
+    """Those of :func:`closed_over` that require grad."""
+    return [tensor for tensor in closed_over(fn) if tensor.requires_grad]
 
 
 def trainable_tensors(field: FlatField, t0: float, z0: Tensor) -> tuple[list[Tensor], Tensor]:

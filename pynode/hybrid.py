@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from pynode import autograd
-from pynode.autograd import Part, first_derivatives_only, transforms_active
-from pynode.control import knots
+from pynode.autograd import Part, first_derivatives_only
+from pynode.control import controls
 from pynode.dense import DenseOutput
 from pynode.engines.torch.crossings import Crossing, Watch
 from pynode.engines.torch.trajectory import Trajectory
@@ -35,20 +35,22 @@ from pynode.errors import GradientError, InputError, SolveError
 from pynode.events import Event, record
 from pynode.field import FlatField
 from pynode.options import SolveOptions
+from pynode.precision import active_autocast
 from pynode.problem import ODEProblem
 from pynode.solution import Retcode, Solution, Statistics
 from pynode.time_gradients import carry
+from pynode.transforms import transforms_active
 
 
 def run(problem: ODEProblem, options: SolveOptions) -> Solution:
     """Solve, with or without events; steps end where controls among args ask for it.
 
     Raises:
-        InputError, GradientError: what was asked for does not go together with events.
+        InputError, GradientError: what was asked for does not go together with events or with
+            a control.
         SolveError: the solve failed and ``options.throw`` is set.
     """
-    if found := knots(problem.args):
-        options = replace(options, tstops=sorted({*options.tstops, *found}))
+    options = _with_knots(problem, options)
     if not problem.events:
         return autograd.run(problem, options)
     _check(problem, options)
@@ -61,9 +63,22 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
     return solution
 
 
+def _with_knots(problem: ODEProblem, options: SolveOptions) -> SolveOptions:
+    """Options whose steps end where the controls among args ask for it."""
+    found = controls(problem.args)
+    if found and options.step_control != "joint":
+        raise InputError(
+            f"step_control={options.step_control!r} has no Control among args yet: use 'joint'"
+        )
+    knots = {t for control in found for t in control.knots}
+    return replace(options, tstops=sorted({*options.tstops, *knots})) if knots else options
+
+
 def _check(problem: ODEProblem, options: SolveOptions) -> None:
     if options.engine != "torch":
         raise InputError(f"engine={options.engine!r} has no events yet: use engine='torch'")
+    if options.sensitivity == "reversible":
+        raise InputError("sensitivity='reversible' has no events: use 'discrete' or 'gauss'")
     if options.step_control != "joint":
         raise InputError(
             f"step_control={options.step_control!r} has no events yet: use 'joint', where one "
@@ -92,7 +107,10 @@ class Hybrid:
         self.problem, self.options = problem, options
         self.layout = problem.layout
         self.stats = Statistics()
-        self.field = FlatField(problem.field, self.layout, problem.args, self.stats)
+        autocast = active_autocast(self.layout.device)
+        self.field = FlatField(
+            problem.field, self.layout, problem.args, self.stats, autocast=autocast
+        )
         self.time_dtype = torch.promote_types(problem.times.t.dtype, self.layout.dtype)
         self.t: Tensor = problem.times.t0
         self.z = self.layout.flatten(problem.z0)
@@ -161,10 +179,11 @@ class Hybrid:
 
     def _note(self, start: float, watch: Watch, part: Part) -> None:
         """Keep the dense output of a stretch."""
-        if part.trajectory is not None and watch.stalled is None:
-            end = part.trajectory.t1 if watch.stop is None else watch.stop
-            self._stretches.append((start, end, part.trajectory))
-            self._no_gradient = self._no_gradient or part.no_gradient
+        if part.dense is not None and watch.stalled is None:
+            trajectory = part.dense.trajectory
+            end = trajectory.t1 if watch.stop is None else watch.stop
+            self._stretches.append((start, end, trajectory))
+            self._no_gradient = self._no_gradient or part.dense.no_gradient
 
     def _time(self, t: float) -> Tensor:
         times = self.problem.times.t

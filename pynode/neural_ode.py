@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from pynode.events import Event
+from pynode.export import export
 from pynode.field import UserField
 from pynode.hybrid import run
 from pynode.options import SolveOptions
@@ -83,6 +85,12 @@ class NeuralODE(nn.Module):
         solution = run(problem, options)
         self.stats = solution.stats
         return solution
+
+    def export(
+        self, folder: str | Path, z0: State, t: Any, args: Any = None, **more: State
+    ) -> Path:
+        """Write a folder that Julia runs without Python: see :func:`pynode.export.export`."""
+        return export(self, folder, z0, t, args, **more)
 
     def extra_repr(self) -> str:
         o = self.options

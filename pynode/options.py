@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -37,6 +38,9 @@ class StepCallbacks:
     rejected: StepCallback | None = None
 
 
+PER_SAMPLE_SENSITIVITIES = ("gauss", "discrete")
+
+
 @dataclass(frozen=True)
 class SolveOptions:
     """How to solve and differentiate; every field is a keyword of NeuralODE and of solve().
@@ -44,12 +48,25 @@ class SolveOptions:
     Attributes:
         solver: a name of ``pynode.solvers()`` or one of its aliases.
         sensitivity: a name of ``pynode.sensitivities()``; default: ``"interpolating"``, and
-            ``"gauss"`` for stiff solvers, which solve the adjoint with matrices of a sample's size.
+            ``"gauss"`` for stiff solvers, which solve the adjoint with matrices of a sample's size,
+            and for steps per sample; ``"discrete"`` for symplectic solvers, which cannot solve it.
         rtol, atol: relative and absolute tolerance of the local error, in the state's units;
             numbers, or tensors that broadcast against the state.
-        engine: ``"torch"``.
-        step_control: ``"joint"``, one step size for the whole batch.
-        max_steps: largest number of attempted steps.
+        engine: ``"torch"``, or ``"julia"``, which needs a Julia installation (docs/julia.md).
+        lowering: for the julia engine, how the field gets there: ``"program"``, traced and run
+            inside Julia, or ``"callback"``, evaluated by torch, slowly, for fields that cannot be
+            traced.
+        step_control: ``"joint"``, one step size for the whole batch; or ``"per_sample"``: each
+            sample (first dimension of the state) has its own time, t0, direction, step size,
+            rejections and outcome, as if it were solved alone. The field receives t of shape
+            (B,), where B is the number of samples that are still on their way.
+        batched_time: for steps per sample: the field f(t, z) is written for t of shape (B,)
+            (True), or for one number, so that it is vmapped over the samples (False); default:
+            found out by a few evaluations at the start.
+        batched_args: for steps per sample: tensors in ``args`` whose first dimension is B hold
+            one entry a sample (True), or belong to all samples (False); default: found out, where
+            there are such tensors.
+        max_steps: largest number of attempted steps; of each sample with steps per sample.
         max_events: largest number of times that events may change the state.
         adaptive: choose step sizes by the error estimate; default: whenever the solver has one.
         dt: the step size where steps are fixed, the first step size where they are adaptive
@@ -57,7 +74,7 @@ class SolveOptions:
         dt_min, dt_max: smallest and largest step size. A step of size ``dt_min`` is accepted
             whatever its error.
         grid: instead of ``dt``, times between which fixed steps go; those inside the solve count.
-        controller: ``"i"``, ``"pi"`` or ``"pid"``.
+        controller: ``"i"``, ``"pi"`` or ``"pid"`` (``fbdf`` has one of its own).
         safety, shrink, grow: the controller's safety factor, and the least and the largest
             factor by which it changes the step size.
         norm: of the scaled error: ``"rms"``, ``"max"``, or a function of a state to a number.
@@ -65,10 +82,17 @@ class SolveOptions:
             need none: they are reached by interpolation.)
         checkpoints: keep at most about this many states of the forward pass for the backward
             pass and recompute the rest; default: keep all that the sensitivity needs.
+        coupling: λ of ``sensitivity="reversible"``, above 0 and at most 1 (default 0.999). Rounding
+            grows by 1/λ a step when steps are undone; a smaller λ makes the forward pass stabler.
         adjoint_rtol, adjoint_atol, adjoint_solver, adjoint_max_steps: of the adjoint's own
             solve; default: as forward.
         adjoint_seminorm: leave the parameters' gradient out of the adjoint's error norm (Kidger,
             Chen, Lyons 2021, "Hey, that's not an ODE": fewer steps).
+        through_steps: for ``discrete``: differentiate through the choice of step sizes as well, so
+            that gradients are those of the whole computation. By default step sizes count as
+            given, which leaves out a part of the size of the tolerance. Of use where tolerances are
+            loose and gradients are checked by finite differences, or where the loss is about the
+            solver's own work. Not under ``torch.func`` transforms.
         callbacks: functions to call at each step of the forward solve.
         throw: raise SolveError when a solve fails; otherwise return what there is.
         dense: keep dense output, for ``sol(s)``.
@@ -82,6 +106,8 @@ class SolveOptions:
     atol: float | Tensor = 1e-8
     engine: str = "torch"
     step_control: str = "joint"
+    batched_time: bool | None = None
+    batched_args: bool | None = None
     max_steps: int = 10_000
     max_events: int = 1000
     adaptive: bool | None = None
@@ -96,34 +122,42 @@ class SolveOptions:
     norm: str | Callable[[Any], Any] = "rms"
     tstops: Sequence[float] = ()
     checkpoints: int | None = None
+    coupling: float | None = None
     adjoint_rtol: float | None = None
     adjoint_atol: float | None = None
     adjoint_solver: str | None = None
     adjoint_max_steps: int | None = None
     adjoint_seminorm: bool = False
+    through_steps: bool = False
     callbacks: StepCallbacks | None = None
     throw: bool = True
     dense: bool = False
     jac: Callable[..., Tensor] | None = None
+    lowering: str = "program"
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         set_(self, "solver", catalogue.solver(self.solver).name)
         if self.sensitivity is None:
-            stiff = catalogue.solver(self.adjoint_solver or self.solver).stiff
-            set_(self, "sensitivity", "gauss" if stiff else "interpolating")
+            backward = catalogue.solver(self.adjoint_solver or self.solver)
+            gauss = backward.stiff or self.step_control == "per_sample"
+            usual = "gauss" if gauss else "interpolating"
+            set_(self, "sensitivity", "discrete" if backward.separable else usual)
         set_(self, "sensitivity", catalogue.sensitivity(self.sensitivity).name)
         if self.adjoint_solver is not None:
             set_(self, "adjoint_solver", catalogue.solver(self.adjoint_solver).name)
         set_(self, "tstops", _numbers("tstops", self.tstops))
         set_(self, "grid", _numbers("grid", self.grid))
         _one_of("engine", self.engine, catalogue.ENGINES)
-        _one_of("step_control", self.step_control, ("joint",))
+        _one_of("lowering", self.lowering, ("program", "callback"))
+        _one_of("step_control", self.step_control, ("joint", "per_sample"))
         _one_of("controller", self.controller, tuple(CONTROLLERS))
         if not callable(self.norm):
             _one_of("norm", self.norm, ("rms", "max"))
         self._check_numbers()
         self._check_steps()
+        self._check_engine()
+        self._check_step_control()
 
     def _check_numbers(self) -> None:
         for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
@@ -166,22 +200,137 @@ class SolveOptions:
             raise InputError(
                 f"{self.solver} takes fixed steps here: give their size as dt=..., in units of t"
             )
-        backward = self.adjoint_solver or self.solver
-        if catalogue.solver(backward).stiff and self.sensitivity in ("backsolve", "interpolating"):
+        backward = catalogue.solver(self.adjoint_solver or self.solver)
+        for one in (info, backward):
+            if not self.is_adaptive and not one.one_step:
+                raise InputError(
+                    f"{one.name} chooses its method along with its steps, which cannot be fixed: "
+                    "use it with adaptive steps, or a one-step solver (kvaerno5, rodas5p, ...)"
+                )
+        if self.checkpoints is not None and not info.one_step:
             raise InputError(
-                f"sensitivity={self.sensitivity!r} with the stiff solver {backward} would need a "
-                "Jacobian of the size of all parameters: use 'gauss', 'quadrature' or 'discrete', "
-                "or give an explicit adjoint_solver"
+                f"checkpoints= has no meaning for {info.name}, whose steps depend on those before "
+                "them and cannot be made again from one state: leave it out, or use a one-step "
+                "solver (kvaerno5, rodas5p, ...)"
+            )
+        own = (self.controller, self.safety) != ("pi", 0.9)
+        if self.solver == "fbdf" and own:
+            raise InputError(
+                f"controller={self.controller!r} and safety={self.safety!r} have no meaning for "
+                "fbdf, which chooses order and step size together: leave them out"
+            )
+        heavy = self.sensitivity in ("backsolve", "interpolating")
+        if backward.stiff and heavy and self.engine == "julia":
+            warnings.warn(
+                f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} solves "
+                "linear systems of the size of all parameters: 'gauss' is far faster",
+                stacklevel=4,
+            )
+        elif backward.stiff and heavy:
+            raise InputError(
+                f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} would "
+                "need a Jacobian of the size of all parameters: use 'gauss', 'quadrature' or "
+                "'discrete', or give an explicit adjoint_solver"
+            )
+        exact = self.sensitivity in ("discrete", "reversible")
+        if backward.separable and not exact:
+            raise InputError(
+                f"{backward.name} is for separable states (q, p), which the system of "
+                f"sensitivity={self.sensitivity!r} has not: use 'discrete', or give an "
+                "adjoint_solver of another kind"
             )
         if self.jac is not None and not info.stiff:
             raise InputError(f"jac= has no meaning for {self.solver}, which is explicit")
-        if self.checkpoints is not None and self.sensitivity == "backsolve":
-            raise InputError("backsolve keeps no states, so checkpoints= has no meaning for it")
+        if self.checkpoints is not None and self.sensitivity in ("backsolve", "reversible"):
+            raise InputError(
+                f"{self.sensitivity} keeps no states, so checkpoints= has no meaning for it"
+            )
+        self._check_reversible(info.stiff or info.separable)
+        if self.through_steps:
+            self._check_through_steps(info.stiff)
+
+    def _check_through_steps(self, stiff: bool) -> None:
+        if self.sensitivity != "discrete" or self.checkpoints is not None:
+            raise InputError("through_steps=True needs sensitivity='discrete' without checkpoints")
+        if not self.is_adaptive:
+            raise InputError("through_steps=True has no meaning for fixed steps")
+        if stiff:
+            raise InputError(f"through_steps=True needs an explicit solver, not {self.solver}")
+
+    def _check_reversible(self, other: bool) -> None:
+        if self.sensitivity != "reversible":
+            if self.coupling is not None:
+                raise InputError("coupling= has a meaning for sensitivity='reversible' only")
+            return
+        if other:
+            raise InputError(
+                "sensitivity='reversible' needs an explicit Runge-Kutta solver, not "
+                f"{self.solver}: use 'discrete' with checkpoints=..."
+            )
+        if self.coupling is None:
+            object.__setattr__(self, "coupling", 0.999)
+        assert self.coupling is not None
+        if not (isinstance(self.coupling, Real) and 0.0 < self.coupling <= 1.0):
+            raise InputError(f"coupling={self.coupling!r}: a number above 0, at most 1, is needed")
+        own = ("rtol", "atol", "solver", "max_steps")
+        given = [f"adjoint_{name}" for name in own if getattr(self, f"adjoint_{name}") is not None]
+        if given:
+            raise InputError(
+                f"{given[0]}= has no meaning for 'reversible', whose backward pass undoes the "
+                "forward pass's own steps"
+            )
+
+    def _check_engine(self) -> None:
+        chosen: dict[str, catalogue.SolverInfo | catalogue.SensitivityInfo] = {
+            "solver": catalogue.solver(self.solver),
+            "adjoint_solver": catalogue.solver(self.adjoint_solver or self.solver),
+            "sensitivity": catalogue.sensitivity(self.sensitivity),
+        }
+        for name, info in chosen.items():
+            if self.engine not in info.engines:
+                raise InputError(
+                    f"engine={self.engine!r} has no {name} {info.name!r}; it is in "
+                    f"{', '.join(info.engines)}"
+                )
+        if self.engine != "julia" and self.lowering != "program":
+            raise InputError(
+                f"lowering={self.lowering!r} has no meaning for engine={self.engine!r}"
+            )
 
     @property
     def stops(self) -> tuple[float, ...]:
         """Times that a step ends on."""
         return (*self.tstops, *self.grid)
+
+    def _check_step_control(self) -> None:
+        if self.step_control == "joint":
+            for name in ("batched_time", "batched_args"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name}= has a meaning only with step_control='per_sample'")
+            return
+        if self.engine == "julia":
+            return
+        plain = {"dt_min": 0.0, "grid": (), "callbacks": None, "through_steps": False}
+        given = [name for name, value in plain.items() if getattr(self, name) != value]
+        if given:
+            raise InputError(f"{given[0]}= is not there for step_control='per_sample'")
+        for name in (self.solver, self.adjoint_solver or self.solver):
+            if not catalogue.solver(name).per_sample:
+                raise InputError(
+                    f"{name} has no steps per sample: use an explicit Runge-Kutta or a Rosenbrock "
+                    "method (tsit5, rodas5p, ...), or step_control='joint'"
+                )
+        if self.sensitivity not in PER_SAMPLE_SENSITIVITIES:
+            raise InputError(
+                f"sensitivity={self.sensitivity!r} integrates the gradient of all parameters as "
+                "one more state, which samples with steps of their own cannot share: with "
+                "step_control='per_sample' use 'gauss' or 'discrete'"
+            )
+        if self.checkpoints is not None:
+            raise InputError(
+                "checkpoints= is not there for step_control='per_sample': leave it out ('gauss' "
+                "keeps the stages of the accepted steps), or use step_control='joint'"
+            )
 
     @property
     def is_adaptive(self) -> bool:
@@ -204,8 +353,11 @@ class SolveOptions:
                 # The adjoint is another state: a per-entry tolerance has no meaning for it.
                 changes[name] = float(getattr(self, name).min())
         info = catalogue.solver(changes.get("solver", self.solver))
-        adaptive = self.is_adaptive and info.adaptive
-        return replace(self, **changes, adaptive=adaptive, norm="rms", dense=False, callbacks=None)
+        changes["adaptive"] = self.is_adaptive and info.adaptive
+        changes["jac"] = self.jac if info.stiff else None
+        if info.name == "fbdf":
+            changes |= {"controller": "pi", "safety": 0.9}
+        return replace(self, **changes, norm="rms", dense=False, checkpoints=None, callbacks=None)
 
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any]) -> SolveOptions:

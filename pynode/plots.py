@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from pynode.errors import InputError
+from pynode.solution import Solution, named_leaves
 from pynode.train.files import write_atomically
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which survives colour blindness and print, in the article's roles.
 GREEN, BLUE, RED, GREY = "#2a9d5c", "#1f6fb4", "#d1392b", "#8a8a8a"
+_CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5a5a5a")
 
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -100,6 +104,30 @@ def forecast_figure(
     return figure
 
 
+def solution_figure(solution: Solution, entries: int = 6) -> Figure:
+    """The first entries of a solution against time, one panel for each tensor of the state.
+
+    See :meth:`pynode.Solution.plot`.
+    """
+    if entries < 1:
+        raise InputError(f"entries={entries}: at least one entry of the state is drawn")
+    named = named_leaves(solution.zs)
+    ts = solution.ts.detach().cpu()
+    curves = _dense_values(solution)
+    figure = _new_figure((8.0, 2.6 * len(named) + 0.7))
+    with _style():
+        grid = figure.subplots(len(named), 1, squeeze=False, sharex=True)[:, 0]
+        for i, (axes, (name, zs)) in enumerate(zip(grid, named, strict=True)):
+            curve = (curves[0], curves[1][i]) if curves else None
+            _draw_entries(axes, name, ts, zs.detach().cpu(), curve, entries)
+            steps = getattr(solution.dense, "steps", ())
+            axes.plot(steps, [0.0] * len(steps), "|", color=GREY, ms=7, mew=0.7, clip_on=False,
+                      transform=axes.get_xaxis_transform(), zorder=3)  # fmt: skip
+        grid[-1].set_xlabel("t")
+        grid[0].set_title(textwrap.fill(f"{solution.retcode}: {solution.stats}", 110), loc="left")
+    return figure
+
+
 def learning_curves(
     histories: Mapping[str, Iterable[Mapping[str, Any]]], *, column: str = "valid_loss"
 ) -> Figure:
@@ -160,6 +188,54 @@ class _Series:
         self.seen_t = task.observed.times[0].cpu().numpy()
         self.seen = task.observed.values[0].cpu().numpy()
         self.mask = task.observed.mask[0].cpu().numpy()
+
+
+def _dense_values(solution: Solution) -> tuple[Tensor, list[Tensor]] | None:
+    """Times between the ends of a solve and the tensors of its state there, if it kept them."""
+    steps = getattr(solution.dense, "steps", None)
+    if not steps:
+        return None
+    assert solution.dense is not None
+    fine = torch.linspace(0.0, 1.0, max(400, 4 * len(steps)), dtype=torch.float64)
+    s = (steps[0] + fine * (steps[-1] - steps[0])).clamp(min(steps), max(steps))
+    with torch.no_grad():
+        return s, [x.cpu() for _, x in named_leaves(solution.dense(s))]
+
+
+def _draw_entries(
+    axes: Axes,
+    name: str,
+    ts: Tensor,
+    zs: Tensor,
+    curve: tuple[Tensor, Tensor] | None,
+    entries: int,
+) -> None:
+    shape = tuple(zs.shape[1:])
+    columns = zs.reshape(len(zs), -1)
+    drawn = min(entries, columns.shape[1])
+    for i in range(drawn):
+        place = [int(k) for k in np.unravel_index(i, shape)] if shape else []
+        label = ("z" if name == "zs" else "") + (str(place) if place else "")
+        times = ts if ts.ndim == 1 else ts[place[0]]
+        style: Any = {"color": _CYCLE[i % len(_CYCLE)]}
+        for part, dash in _parts(columns[:, i]):
+            if curve is None:
+                axes.plot(times, part, dash, lw=1.2, label=label, **style)
+            axes.plot(times, part, "o", ms=3.6, mew=0, **style)
+        if curve is not None:
+            s, values = curve
+            for part, dash in _parts(values.reshape(len(values), -1)[:, i]):
+                axes.plot(s, part, dash, lw=1.4, label=label, **style)
+    if columns.shape[1] > drawn:
+        axes.plot([], [], " ", label=f"{columns.shape[1] - drawn} more")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    axes.set_ylabel(name.replace("zs", "z", 1))
+    axes.margins(x=0.01)
+
+
+def _parts(x: Tensor) -> list[tuple[Tensor, str]]:
+    """A real series, or the real part (solid) and the imaginary part (dashed) of a complex one."""
+    return [(x.real, "-"), (x.imag, "--")] if x.is_complex() else [(x, "-")]
 
 
 def _draw_plane(axes: Axes, series: _Series, name: str, values: Tensor) -> None:

@@ -16,7 +16,7 @@ from pynode.events import Event, checked
 from pynode.field import UserField, calling_form
 from pynode.options import SolveOptions
 from pynode.state import State, StateLayout
-from pynode.times import Times
+from pynode.times import OneSolveError, OwnTimes, Times
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,17 @@ class ODEProblem:
 
     Attributes:
         field: f(t, z), f(t, z, args) or f(z), returning dz/dt in the structure of z. ``t`` is a
-            0-d tensor of the state's real dtype.
+            0-d tensor of the state's real dtype. Under ``torch.autocast`` only the field runs in
+            lower precision (keep rtol above about a tenth of that precision's rounding, or fix
+            the steps): what it returns is cast up, all else keeps the state's dtype.
         z0: a tensor of any shape and floating or complex dtype, or a tuple or dict of them.
         t: (T,), increasing or decreasing, for times that all samples share; or (B, T), padded
             with NaN at the end, or a list of 1-D tensors, for each sample's own (B is then the
             first dimension of z0). Two or more distinct times, ``t0`` counted.
         args: handed to the field: any nest of tuples, lists and dicts of tensors and other
             things; gradients flow to its tensors.
-        t0: the time at which z0 holds; default: the first time.
+        t0: the time at which z0 holds; default: the first time. With
+            ``step_control="per_sample"`` also (B,), and each sample has its own first time.
         events: what is to be watched for, see :class:`pynode.Event`. The last time is the
             horizon: a terminal event that has not fired by then does not.
 
@@ -46,24 +49,63 @@ class ODEProblem:
     args: Any = None
     t0: float | Tensor | None = None
     events: Sequence[Event] = ()
-    times: Times = field(init=False, repr=False)
     layout: StateLayout = field(init=False, repr=False)
+    _times: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         calling_form(self.field, self.args is not None)
         layout = StateLayout(self.z0)
-        times = Times(self.t, self.t0)
-        if times.samples is not None:
-            layout.batch(times.samples)
+        times: Times | InputError
+        try:
+            times = Times(self.t, self.t0)
+            if times.samples is not None:
+                layout.batch(times.samples)
+        except InputError as error:
+            try:
+                self.per_sample()
+            except InputError as own:
+                raise (own if isinstance(error, OneSolveError) else error) from None
+            times = error  # Only steps of each sample's own can do with such times.
         object.__setattr__(self, "layout", layout)
-        object.__setattr__(self, "times", times)
+        object.__setattr__(self, "_times", times)
         object.__setattr__(self, "events", checked(self.events))
 
     def with_times(self, times: Times) -> ODEProblem:
         """The same problem, asked for other times."""
         other = copy.copy(self)
-        object.__setattr__(other, "times", times)
+        object.__setattr__(other, "_times", times)
         return other
+
+    @property
+    def times(self) -> Any:
+        """The checked times: :class:`Times`, or :class:`OwnTimes` after :meth:`per_sample`.
+
+        Raises:
+            InputError: the samples' initial times or directions differ, so that one solve for
+                the whole batch cannot serve them.
+        """
+        if isinstance(self._times, InputError):
+            raise self._times
+        return self._times
+
+    def per_sample(self) -> ODEProblem:
+        """The same problem for solves in which every sample steps by itself.
+
+        Raises:
+            InputError: the state has no batch dimension, or the times do not fit it.
+        """
+        layout = StateLayout(self.z0)
+        if any(not shape for shape in layout.shapes):
+            raise InputError(
+                f"steps per sample need a batch: the state is a {layout.describe()}, but the first "
+                "dimension of each of its tensors must be the batch"
+            )
+        layout.batch(layout.shapes[0][0])
+        assert layout.rows is not None
+        twin = copy.copy(self)
+        object.__setattr__(twin, "layout", layout)
+        object.__setattr__(twin, "_times", OwnTimes(self.t, self.t0, layout.rows))
+        return twin
 
     def tolerances(self, options: SolveOptions) -> tuple[float | Tensor, float | Tensor]:
         """rtol and atol as numbers or flat tensors (N,).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -53,6 +54,7 @@ class StateLayout:
         self.size = self.width * per
         self._keys = list(z0) if isinstance(z0, dict) else []
         self._plain = self.single and not self.dtypes[0].is_complex
+        self._of_rows: dict[int, StateLayout] = {}
 
     def _check(self, leaves: list[Tensor]) -> None:
         for leaf in leaves:
@@ -92,20 +94,36 @@ class StateLayout:
             self.widths = [w // samples for w in self.widths]
             self.width //= samples
 
+    def of_rows(self, rows: int) -> StateLayout:
+        """The layout of a state with as many samples."""
+        assert self.rows is not None
+        if rows == self.rows:
+            return self
+        found = self._of_rows.get(rows)
+        if found is None:
+            found = self._of_rows[rows] = copy.copy(self)
+            found.shapes = [(rows, *shape[1:]) for shape in self.shapes]
+            found.rows, found.size = rows, rows * self.width
+        return found
+
     def flatten(self, state: State) -> Tensor:
         """The state as a vector (size,)."""
         if self._plain:
             return state.reshape(-1)
         leaves = pytree.tree_leaves(state)
-        parts = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in leaves]
-        if len(parts) == 1:
-            return parts[0].reshape(-1)
+        if len(leaves) == 1:
+            one = leaves[0]
+            return (torch.view_as_real(one.resolve_conj()) if one.is_complex() else one).reshape(-1)
+        # Not view_as_real, whose backward pass refuses cotangents at odd places of a vector.
+        parts = [torch.stack((x.real, x.imag), -1) if x.is_complex() else x for x in leaves]
         if self.rows is None:
             return torch.cat([part.reshape(-1) for part in parts])
         return torch.cat([part.reshape(self.rows, -1) for part in parts], dim=1).reshape(-1)
 
     def restore(self, flat: Tensor) -> State:
         """A vector (..., size) as the user's state, leading dimensions kept."""
+        if self._plain and flat.ndim == 1:
+            return flat.view(self.shapes[0])
         lead = flat.shape[:-1]
         if self._plain:
             return flat.reshape(lead + self.shapes[0])

@@ -7,11 +7,13 @@ of z0 times −f.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pynode.field import FlatField
 from pynode.problem import ODEProblem
+from pynode.times import OwnTimes
 
 
 def carry(field: FlatField, t: float | Tensor, z: Tensor, s: Tensor, rows: int | None) -> Tensor:
@@ -41,6 +43,8 @@ def output_slopes(field: FlatField, problem: ODEProblem, zs: Tensor) -> Tensor:
     times = problem.times
     if not times.per_sample:
         return torch.stack([field(t, z) for t, z in zip(times.values, zs, strict=True)])
+    if isinstance(times, OwnTimes):
+        return _own_slopes(field, times, zs)
     rows = len(times.values)
     clean = torch.nan_to_num(zs).reshape(len(zs), rows, -1)
     slopes = torch.zeros_like(clean)
@@ -49,6 +53,18 @@ def output_slopes(field: FlatField, problem: ODEProblem, zs: Tensor) -> Tensor:
             if t == t:  # padding is NaN
                 slopes[i, b] = field(t, clean[i].reshape(-1)).reshape(rows, -1)[b]
     return slopes.reshape(len(zs), -1)
+
+
+def _own_slopes(field: FlatField, times: OwnTimes, zs: Tensor) -> Tensor:
+    """The same where the field takes each sample's own time: one evaluation for each slot."""
+    slopes = torch.zeros_like(zs)
+    start = zs.reshape(len(zs), times.samples, -1)[0]
+    for i, z in enumerate(zs.reshape(len(zs), times.samples, -1)):
+        known = ~z.isnan().any(dim=1, keepdim=True)
+        t = np.where(known.squeeze(1).cpu().numpy(), times.values[:, i], times.start)
+        value = field(t, torch.where(known, z, start))  # type: ignore[arg-type]
+        slopes[i] = torch.where(known, value, 0.0).reshape(-1)
+    return slopes
 
 
 def output_time_gradient(field: FlatField, problem: ODEProblem, zs: Tensor, grad: Tensor) -> Tensor:

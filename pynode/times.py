@@ -7,10 +7,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pynode.errors import InputError
+from pynode.transforms import is_batched
+
+
+class OneSolveError(InputError):
+    """Times that one solve for the whole batch cannot serve, but steps per sample may."""
 
 
 class Times:
@@ -26,10 +32,14 @@ class Times:
 
     def __init__(self, t: Any, t0: Any = None) -> None:
         self.t = _as_tensor(t)
+        if is_batched(self.t):
+            raise InputError(
+                "times may not be mapped over by torch.func.vmap, for steps are decided by their "
+                "values: give each sample's times as (B, T) without vmap"
+            )
         self.per_sample = self.t.ndim == 2
         self.values: list[Any] = self.t.detach().tolist()
-        self._check_shape()
-        flat = self._finite_rows()
+        flat = _finite_rows(self.t, self.values)
         self.t0, self.start = self._initial_time(t0, flat)
         self.direction, self.end = self._span(flat)
         self._check_order(flat)
@@ -40,32 +50,6 @@ class Times:
         part.t, part.values = self.t[:n], self.values[:n]
         return part
 
-    def _check_shape(self) -> None:
-        if self.t.ndim not in (1, 2) or self.t.numel() == 0:
-            raise InputError(
-                f"times have shape {tuple(self.t.shape)}: give (T,) for times that all samples "
-                "share, or (B, T) or a list of 1-D tensors for each sample's own"
-            )
-
-    def _finite_rows(self) -> list[list[float]]:
-        """Rows of numbers without padding; inf anywhere and NaN in shared times are errors."""
-        if not self.per_sample:
-            if not all(math.isfinite(x) for x in self.values):
-                raise InputError("times hold NaN or infinity: shared times must be finite")
-            return [self.values]
-        rows = []
-        for b, row in enumerate(self.values):
-            n = next((i for i, x in enumerate(row) if math.isnan(x)), len(row))
-            if n == 0 or not all(math.isnan(x) for x in row[n:]):
-                raise InputError(
-                    f"times of sample {b}: NaN may only pad the end of a row that has at least "
-                    "one time"
-                )
-            if any(math.isinf(x) for x in row[:n]):
-                raise InputError(f"times of sample {b} hold infinity")
-            rows.append(row[:n])
-        return rows
-
     def _initial_time(self, t0: Any, rows: list[list[float]]) -> tuple[Tensor, float]:
         if t0 is not None:
             try:
@@ -75,7 +59,9 @@ class Times:
                 )
             except (TypeError, ValueError):
                 raise InputError(f"t0 must be one finite number, not {t0!r}") from None
-            value = float(tensor.detach()) if tensor.ndim == 0 else math.nan
+            if tensor.ndim:
+                raise OneSolveError(f"t0 must be one finite number, not {t0!r}")
+            value = float(tensor.detach())
             if not math.isfinite(value):
                 raise InputError(f"t0 must be one finite number, not {t0!r}")
             return tensor, value
@@ -83,7 +69,7 @@ class Times:
             return self.t[0], rows[0][0]
         firsts = [row[0] for row in rows]
         if min(firsts) != max(firsts):
-            raise InputError(
+            raise OneSolveError(
                 f"the samples' first times differ (from {min(firsts):g} to {max(firsts):g}), so "
                 "it is not clear when z0 holds: give t0=..., one time for all samples"
             )
@@ -117,6 +103,99 @@ class Times:
     @property
     def samples(self) -> int | None:
         return len(self.values) if self.per_sample else None
+
+    @property
+    def given(self) -> Tensor:
+        return self.t
+
+
+class OwnTimes:
+    """Checked evaluation times for solves in which every sample steps by itself.
+
+    Each sample has its own t0, direction and end; its times must be in order and on one side of
+    its t0. A sample whose times all equal its t0 is allowed: it is never integrated.
+
+    Attributes:
+        t: (B, T), NaN where a series is shorter; differentiable (shared times are expanded).
+        t0: (B,), the times at which the samples of z0 hold; differentiable.
+        values: (B, T), as float64 numbers on the host.
+        start, end, direction: (B,), first and furthest times, and 1.0, -1.0 or, for a sample
+            that is never integrated, 0.0.
+    """
+
+    per_sample = True
+
+    def __init__(self, t: Any, t0: Any, samples: int) -> None:
+        self.given = _as_tensor(t)
+        rows = _finite_rows(self.given, self.given.detach().tolist())
+        if self.given.ndim == 2 and len(rows) != samples:
+            raise InputError(
+                f"times for {len(rows)} samples were given, but the state has {samples}: its "
+                "first dimension must be the batch"
+            )
+        self.t = self.given if self.given.ndim == 2 else self.given.expand(samples, -1)
+        self.t0 = self._initial_times(t0, samples)
+        self.values: np.ndarray = self.t.detach().to("cpu", torch.float64).numpy()
+        self.start: np.ndarray = self.t0.detach().to("cpu", torch.float64).numpy()
+        self._check_order()
+
+    def _initial_times(self, t0: Any, samples: int) -> Tensor:
+        if t0 is None:
+            return self.t[:, 0]
+        try:
+            tensor = t0 if isinstance(t0, Tensor) else torch.tensor(t0, dtype=self.t.dtype)
+        except (TypeError, ValueError):
+            tensor = torch.tensor(math.nan)
+        if tuple(tensor.shape) not in ((), (samples,)) or not bool(tensor.isfinite().all()):
+            raise InputError(
+                f"t0 must be one finite number, or one for each of the {samples} samples, "
+                f"not {t0!r}"
+            )
+        return tensor.expand(samples)
+
+    def _check_order(self) -> None:
+        path = np.concatenate([self.start[:, None], self.values], axis=1)
+        moves = np.sign(np.nan_to_num(np.diff(path, axis=1)))
+        forwards, backwards = (moves > 0).any(axis=1), (moves < 0).any(axis=1)
+        for b in np.flatnonzero(forwards & backwards)[:1]:
+            raise InputError(
+                f"the times of sample {b} go up and down, its t0={self.start[b]:g} counted: they "
+                "must increase, or decrease, from t0 on. Sort them, and solve once in each "
+                "direction if they lie on both sides of t0."
+            )
+        if not (forwards | backwards).any():
+            raise InputError("all times equal t0: two or more distinct times are needed")
+        self.direction = forwards.astype(float) - backwards.astype(float)
+        key = np.where(np.isnan(path), -np.inf, path * self.direction[:, None])
+        self.end = np.take_along_axis(path, key.argmax(axis=1)[:, None], axis=1)[:, 0]
+
+    @property
+    def samples(self) -> int:
+        return len(self.values)
+
+
+def _finite_rows(t: Tensor, values: list[Any]) -> list[list[float]]:
+    """Rows of numbers without padding; inf anywhere and NaN in shared times are errors."""
+    if t.ndim not in (1, 2) or t.numel() == 0:
+        raise InputError(
+            f"times have shape {tuple(t.shape)}: give (T,) for times that all samples "
+            "share, or (B, T) or a list of 1-D tensors for each sample's own"
+        )
+    if t.ndim == 1:
+        if not all(math.isfinite(x) for x in values):
+            raise InputError("times hold NaN or infinity: shared times must be finite")
+        return [values]
+    rows = []
+    for b, row in enumerate(values):
+        n = next((i for i, x in enumerate(row) if math.isnan(x)), len(row))
+        if n == 0 or not all(math.isnan(x) for x in row[n:]):
+            raise InputError(
+                f"times of sample {b}: NaN may only pad the end of a row that has at least one time"
+            )
+        if any(math.isinf(x) for x in row[:n]):
+            raise InputError(f"times of sample {b} hold infinity")
+        rows.append(row[:n])
+    return rows
 
 
 def _as_tensor(t: Any) -> Tensor:

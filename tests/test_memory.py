@@ -96,8 +96,9 @@ def test_adjoints_keep_the_stages_only(field, sensitivity):
     assert per_step < 0.1 * ACTIVATIONS
 
 
-def test_backsolve_is_constant(field):
-    few, many = (peak(field, n, sensitivity="backsolve") for n in (20, 320))
+@pytest.mark.parametrize("sensitivity", ["backsolve", "reversible"])
+def test_backsolve_and_reversible_are_constant(field, sensitivity):
+    few, many = (peak(field, n, sensitivity=sensitivity) for n in (20, 320))
     assert many - few < STATE * 4
 
 

@@ -11,6 +11,7 @@ module PyNode
 using LinearAlgebra
 using ADTypes: AutoFiniteDiff
 using ForwardDiff
+using JSON: JSON
 using OrdinaryDiffEqBDF: FBDF
 using OrdinaryDiffEqHighOrderRK: DP8
 using OrdinaryDiffEqLowOrderRK: BS3, DP5, Euler, Heun, Midpoint, RK4
@@ -22,11 +23,22 @@ using SciMLBase: SciMLBase, FullSpecialize, ODEFunction, ODEProblem, ReturnCode,
 using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, QuadratureAdjoint,
     ZygoteVJP, adjoint_sensitivities
 
-export AbstractField, JuliaField, forward, gradient, solvers, sensitivities
+export AbstractField, CallbackField, JuliaField, ProgramField, forward, gradient, load_field, solvers, sensitivities
 
+include("fastmath.jl")
+include("functions.jl")
+include("kernels.jl")
+include("interpreter.jl")
+include("check.jl")
 include("fields.jl")
+include("program_field.jl")
+include("callback_field.jl")
+include("files.jl")
 include("solvers.jl")
 include("forward.jl")
 include("adjoint.jl")
+include("memory.jl")
+include("run.jl")
+include("precompile.jl")
 
 end

@@ -13,32 +13,43 @@ const SENSITIVITIES = Dict(
 sensitivities() = sort!(collect(keys(SENSITIVITIES)))
 
 """
-    gradient(fwd, cotangents; sensitivity = "gauss", solver, rtol, atol, checkpointing = false)
+    gradient(fwd, cotangents; sensitivity = "gauss", solver, rtol, atol, checkpointing = false, times = true)
 
-From ∂L/∂zs (n, T) to `(; u0, p, t)`: dL/du0, dL/dp and dL/dt.
+From ∂L/∂zs (n, T) to `(; u0, p, t)`: dL/du0, dL/dp and dL/dt (left out with `times = false`).
 
 With a(t) the sensitivity of the loss to the state at t, dL/dtᵢ = ∂ℓᵢ/∂z·f(zᵢ, tᵢ), and for the
 first time −a(t₁⁺)·f(z₁, t₁), since starting later is starting from another state.
 """
 function gradient(
-        fwd::Forward, cotangents::AbstractMatrix; sensitivity = "gauss", solver = nothing,
-        rtol = 1.0e-6, atol = 1.0e-8, checkpointing = false,
-    )
+        fwd::Forward{T}, cotangents::AbstractMatrix; sensitivity = "gauss", solver = nothing,
+        rtol = 1.0e-6, atol = 1.0e-8, checkpointing = false, times = true, max_steps = 100_000,
+    ) where {T}
     fwd.retcode == "success" || throw(ArgumentError("the solve ended with $(fwd.retcode): it has no gradient"))
     size(cotangents) == size(fwd.zs) ||
         throw(ArgumentError("cotangents are $(size(cotangents)), the outputs $(size(fwd.zs))"))
     haskey(SENSITIVITIES, sensitivity) || throw(
         ArgumentError("sensitivity $(repr(sensitivity)) is not one of $(join(sensitivities(), ", "))"))
+    fwd.sol.dense || throw(ArgumentError("the solve kept no dense output: solve with keep = true"))
     alg = solver === nothing ? fwd.sol.alg : solver_info(solver).make()
-    # The first output is u0 itself: its cotangent is added below, and needs no solve.
-    seed!(out, u, p, t, i) = (out .= view(cotangents, :, i + 1); nothing)
     du0, dp = adjoint_sensitivities(
-        fwd.sol, alg; t = fwd.ts[2:end], dgdu_discrete = seed!,
-        sensealg = SENSITIVITIES[sensitivity](checkpointing), reltol = rtol, abstol = atol,
+        fwd.sol, alg; t = fwd.ts[2:end], dgdu_discrete = Seed(cotangents),
+        sensealg = SENSITIVITIES[sensitivity](checkpointing), reltol = Float64(rtol), abstol = Float64(atol),
+        maxiters = Int(max_steps), verbose = false,
     )
     after = vec(du0)
-    return (; u0 = after .+ cotangents[:, 1], p = vec(dp), t = time_gradient(fwd, cotangents, after))
+    of_times = times ? time_gradient(fwd, cotangents, after) : Float64[]
+    return (; u0 = after .+ view(cotangents, :, 1), p = dp === nothing ? T[] : vec(dp), t = of_times)
 end
+
+"""
+The cotangent of each output but the first, which is u0 itself: its own is added to the result.
+
+A type of its own, so that SciMLSensitivity compiles once for all.
+"""
+struct Seed{M}
+    cotangents::M
+end
+(seed::Seed)(out, u, p, t, i) = (out .= view(seed.cotangents, :, i + 1); nothing)
 
 function time_gradient(fwd::Forward, cotangents, after)
     p, du = fwd.sol.prob.p, similar(fwd.zs, size(fwd.zs, 1))

@@ -20,6 +20,8 @@ struct JuliaField{F} <: AbstractField
     f!::F
 end
 
+Base.copy(field::JuliaField) = field
+
 rhs!(du, field::JuliaField, u, p, t) = (field.f!(du, u, p, t); nothing)
 
 function jac!(J, field::JuliaField, u, p, t)
@@ -45,14 +47,26 @@ function tgrad!(out, field::JuliaField, u, p, t)
     return nothing
 end
 
+"""Evaluations of a field: of itself and of its two vector-Jacobian products."""
+mutable struct Counts
+    rhs::Int
+    vjp::Int
+    vjp_p::Int
+end
+Counts() = Counts(0, 0, 0)
+
+"""Whether the field has `jac!` and `tgrad!`; without, implicit solvers take finite differences."""
+has_jacobian(::AbstractField) = true
+
 """The field as SciML wants it, fully specialised: no wrapper stands between it and the solver."""
-function odefunction(field::AbstractField, n::Integer, ::Type{T}) where {T}
+function odefunction(field::AbstractField, n::Integer, ::Type{T}, stiff::Bool) where {T}
+    counts = Counts()
+    f!(du, u, p, t) = (counts.rhs += 1; rhs!(du, field, u, p, t))
+    pull!(out, λ, u, p, t) = (counts.vjp += 1; vjp!(out, field, λ, u, p, t))
+    pull_p!(out, λ, u, p, t) = (counts.vjp_p += 1; vjp_p!(out, field, λ, u, p, t))
+    stiff && has_jacobian(field) || return ODEFunction{true, FullSpecialize}(f!; vjp = pull!, vjp_p = pull_p!), counts
     return ODEFunction{true, FullSpecialize}(
-        (du, u, p, t) -> rhs!(du, field, u, p, t);
-        vjp = (out, λ, u, p, t) -> vjp!(out, field, λ, u, p, t),
-        vjp_p = (out, λ, u, p, t) -> vjp_p!(out, field, λ, u, p, t),
-        jac = (J, u, p, t) -> jac!(J, field, u, p, t),
-        tgrad = (out, u, p, t) -> tgrad!(out, field, u, p, t),
-        jac_prototype = zeros(T, n, n),
-    )
+        f!; vjp = pull!, vjp_p = pull_p!, jac = (J, u, p, t) -> jac!(J, field, u, p, t),
+        tgrad = (out, u, p, t) -> tgrad!(out, field, u, p, t), jac_prototype = zeros(T, n, n),
+    ), counts
 end

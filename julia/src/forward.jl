@@ -1,18 +1,27 @@
+"""Counts of a solve."""
+struct Stats
+    nfe::Int
+    accepted::Int
+    rejected::Int
+    jacobians::Int
+end
+
 """
 What a forward solve leaves.
 
 - `zs`: (n, T), the state at each of the times `ts`;
-- `sol`: SciML's solution with dense output, from which gradients are taken;
+- `sol`: SciML's solution, with dense output if it was kept (`keep = true`): gradients are taken from it;
 - `stats`: evaluations of the field, steps;
 - `retcode`: `"success"`, `"max_steps"`, `"dt_underflow"` or `"non_finite"`.
 """
-struct Forward{S, T, F}
+struct Forward{T, S, F}
     zs::Matrix{T}
     ts::Vector{Float64}
     sol::S
     field::F
     retcode::String
-    stats::NamedTuple
+    stats::Stats
+    counts::Counts
 end
 
 const RETCODES = Dict(
@@ -22,10 +31,11 @@ const RETCODES = Dict(
     ReturnCode.DtLessThanMin => "dt_underflow",
     ReturnCode.Unstable => "non_finite",
     ReturnCode.DtNaN => "non_finite",
+    ReturnCode.ConvergenceFailure => "dt_underflow",
 )
 
 """
-    forward(field, u0, p, ts; solver = "tsit5", rtol = 1e-6, atol = 1e-8, dt, adaptive, max_steps, dt_max, tstops)
+    forward(field, u0, p, ts; solver = "tsit5", rtol = 1e-6, atol = 1e-8, dt, adaptive, max_steps, dt_max, tstops, keep = true)
 
 Solve du/dt = f(u, p, t) from `u0` at `ts[1]` to `ts[end]`; `ts` increases or decreases. Throws an
 `ArgumentError` for input that cannot be used; a solve that fails is reported by `retcode`, and the
@@ -33,25 +43,29 @@ columns of `zs` that it did not reach hold NaN.
 """
 function forward(
         field::AbstractField, u0::AbstractVector{T}, p::AbstractVector, ts::AbstractVector{<:Real};
-        solver = "tsit5", rtol = 1.0e-6, atol = 1.0e-8, dt = nothing, adaptive = nothing,
-        max_steps = 10_000, dt_max = nothing, tstops = Float64[],
+        solver::AbstractString = "tsit5", rtol::Real = 1.0e-6, atol::Real = 1.0e-8, dt::Union{Nothing, Real} = nothing,
+        adaptive::Union{Nothing, Bool} = nothing, max_steps::Integer = 10_000, dt_max::Union{Nothing, Real} = nothing,
+        tstops::AbstractVector{<:Real} = Float64[], keep::Bool = true,
     ) where {T <: AbstractFloat}
     info = solver_info(solver)
     times = check_times(ts)
     adapts = something(adaptive, info.adaptive)
     !adapts && dt === nothing && throw(ArgumentError("$solver takes fixed steps here: give dt"))
-    problem = ODEProblem(odefunction(field, length(u0), T), u0, (times[1], times[end]), p)
     span = times[end] - times[1]
-    options = Dict{Symbol, Any}(:adaptive => adapts, :maxiters => max_steps, :tstops => tstops)
-    dt === nothing || (options[:dt] = copysign(dt, span))
-    dt_max === nothing || (options[:dtmax] = copysign(dt_max, span))
+    f, counts = odefunction(field, length(u0), T, info.stiff)
+    problem = ODEProblem(f, u0, (times[1], times[end]), p)
+    # Every keyword is always given, each of one type: a new set of them would be compiled anew.
     sol = solve(
-        problem, info.make(); reltol = rtol, abstol = atol, dense = true, options...,
+        problem, info.make(); reltol = Float64(rtol), abstol = Float64(atol), adaptive = adapts,
+        maxiters = Int(max_steps), tstops = collect(Float64, tstops),
+        dt = dt === nothing ? 0.0 : copysign(Float64(dt), span),
+        dtmax = dt_max === nothing ? span : copysign(min(Float64(dt_max), abs(span)), span),
+        dense = keep, save_everystep = keep, save_start = true, saveat = keep ? Float64[] : times, verbose = false,
     )
-    retcode = get(RETCODES, sol.retcode, string(sol.retcode))
-    stats = (; nfe = sol.stats.nf, accepted = sol.stats.naccept, rejected = sol.stats.nreject,
-        jacobians = sol.stats.njacs)
-    return Forward(read_off(sol, times, length(u0), T), times, sol, field, retcode, stats)
+    retcode = get(RETCODES, sol.retcode, lowercase(string(sol.retcode)))
+    stats = Stats(counts.rhs, sol.stats.naccept, sol.stats.nreject, sol.stats.njacs)
+    zs = keep ? read_off(sol, times, length(u0), T) : saved(sol, times, length(u0), T)
+    return Forward(zs, times, sol, field, retcode, stats, counts)
 end
 
 function check_times(ts)
@@ -63,13 +77,26 @@ function check_times(ts)
     return times
 end
 
-"""The state at all times (n, T), NaN where the solve did not get."""
+"""The state at all times (n, T) by dense output, NaN where the solve did not get."""
 function read_off(sol, times, n, ::Type{T}) where {T}
     zs = fill(T(NaN), n, length(times))
     reached = sol.t[end]
     forwards = times[end] > times[1]
     for (i, t) in enumerate(times)
         (forwards ? t <= reached : t >= reached) && sol(view(zs, :, i), t)
+    end
+    return zs
+end
+
+"""The state at all times (n, T) as they were saved on the way, NaN where the solve did not get."""
+function saved(sol, times, n, ::Type{T}) where {T}
+    zs = fill(T(NaN), n, length(times))
+    j = 1
+    for (i, t) in enumerate(times)
+        while j < length(sol.t) && sol.t[j] != t
+            j += 1
+        end
+        sol.t[j] == t && copyto!(zs, (i - 1) * n + 1, sol.u[j], 1, n)
     end
     return zs
 end

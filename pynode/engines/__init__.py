@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 from pynode.engines.torch.engine import TorchEngine
 
-_ENGINES = {"torch": TorchEngine()}
 
+@cache
+def engine(name: str) -> Any:
+    """The engine of that name; the julia engine is imported when it is asked for."""
+    if name == "julia":
+        from pynode.engines.julia.engine import JuliaEngine
 
-def engine(name: str) -> TorchEngine:
-    return _ENGINES[name]
+        return JuliaEngine()
+    return TorchEngine()

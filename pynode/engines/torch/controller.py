@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pynode.engines.torch.runge_kutta import Piece, StepCoefficients
+from pynode.engines.torch.host import to_host
+from pynode.engines.torch.runge_kutta import Piece, RightHandSide, StepCoefficients
 from pynode.options import CONTROLLERS, SolveOptions
 
 Reduce = Callable[[Tensor], Tensor]
@@ -26,41 +27,6 @@ def maximum(x: Tensor) -> Tensor:
 NORMS: dict[str, Reduce] = {"rms": rms, "max": maximum}
 
 
-class _MaxOverBatch(torch.autograd.Function):
-    """The identity; under vmap, the largest value of the batch.
-
-    Step sizes are decided on the host by one number, so a vmapped solve takes the steps that
-    suit its worst sample, as a batched one does.
-    """
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        pass
-
-    @staticmethod
-    def backward(ctx, grad) -> None:  # type: ignore[no-untyped-def]
-        return None
-
-    @staticmethod
-    def jvp(ctx, tangent):  # type: ignore[no-untyped-def]
-        return None
-
-    @staticmethod
-    def vmap(info, in_dims, x: Tensor):  # type: ignore[no-untyped-def]
-        return _MaxOverBatch.apply(x.amax(dim=in_dims[0])), None
-
-
-def to_host(x: Tensor, transformed: bool) -> float:
-    """A 0-d tensor as a number: the one synchronisation of a step."""
-    if transformed:
-        x = _MaxOverBatch.apply(x.detach())
-    return float(x)
-
-
 class ErrorNorm:
     """Norm of a step's error estimate, in units of the tolerance: accepted up to 1.
 
@@ -68,7 +34,12 @@ class ErrorNorm:
         rtol, atol: numbers, or flat tensors (N,).
         reduce: the norm.
         transformed: the solve runs under a torch.func transform.
+
+    Attributes:
+        kappa: the part of the tolerance that the error of Newton's iterations may be.
     """
+
+    kappa = 0.01
 
     def __init__(
         self, rtol: float | Tensor, atol: float | Tensor, reduce: Reduce, transformed: bool
@@ -80,20 +51,26 @@ class ErrorNorm:
 
     @torch.no_grad()
     def of_step(self, piece: Piece, c: StepCoefficients) -> float:
+        return to_host(self.measure(piece, c), self.transformed)
+
+    def measure(self, piece: Piece, c: StepCoefficients) -> Tensor:
+        """The norm as a 0-d tensor."""
         scale = self.scale(piece.z, piece.z1)
         stages = piece.stages.t()
         size = abs(piece.dt)
-        assert c.error is not None
-        error = torch.mv(stages, c.error * size)
+        if piece.error is None:
+            assert c.error is not None
+            error = torch.mv(stages, c.error * size)
+        else:
+            error = piece.error
         # An infinite state has an infinite scale, so an error of 0: times 0 it is NaN instead.
         high = self.reduce(torch.add(error / scale, piece.z1, alpha=0.0))
         if c.error_low is None:
-            return to_host(high, self.transformed)
+            return high
         # DOP853's combination (Hairer, Norsett, Wanner, Solving ODEs I, eq. II.10.17).
         low = self.reduce(torch.mv(stages, c.error_low * size) / scale)
         root = torch.sqrt(high * high + 0.01 * low * low)
-        combined = high * high / root.clamp_min(torch.finfo(root.dtype).tiny)
-        return to_host(combined, self.transformed)
+        return high * high / root.clamp_min(torch.finfo(root.dtype).tiny)
 
     def scale(self, z: Tensor, z1: Tensor) -> Tensor:
         scale = torch.maximum(z.abs(), z1.abs()) * self.rtol + self.atol
@@ -113,17 +90,27 @@ class StepSize:
     kept within [shrink, grow]; after a rejection the elementary controller, without growth.
     """
 
+    restarts = False
+
     def __init__(self, options: SolveOptions, error_order: int) -> None:
         self._exponents = [beta / (error_order + 1) for beta in CONTROLLERS[options.controller]]
         self._safety, self._shrink, self._grow = options.safety, options.shrink, options.grow
         self._elementary = 1.0 / (error_order + 1)
         self._past = [1.0, 1.0]
         self._rejected = False
+        self.error_order = error_order
         self.dt_min, self.dt_max = options.dt_min, options.dt_max
 
     def within(self, dt: float) -> float:
         """The step size within its limits."""
         return min(max(dt, self.dt_min), self.dt_max)
+
+    @torch.no_grad()
+    def first(
+        self, rhs: RightHandSide, t0: float, t1: float, z0: Tensor, f0: Tensor, norm: ErrorNorm
+    ) -> float:
+        """The first step size: one evaluation more."""
+        return self.within(propose_first(rhs, t0, t1, z0, f0, self.error_order, norm))
 
     def accepted(self, dt: float, error: float, cut: bool = False) -> float:
         """The next step size after a step of size ``dt`` was accepted.
@@ -145,13 +132,12 @@ class StepSize:
         """The next step size after a step of size ``dt`` was rejected."""
         self._rejected = True
         if not math.isfinite(error):
-            return self.within(dt * 0.1)
+            return self.within(dt * (0.1 if math.isnan(error) else 0.25))
         return self.within(dt * max(self._shrink, self._safety * error**-self._elementary))
 
 
-@torch.no_grad()
-def first_step_size(
-    rhs: Callable[[float, Tensor], Tensor],
+def propose_first(
+    rhs: RightHandSide,
     t0: float,
     t1: float,
     z0: Tensor,
@@ -159,7 +145,10 @@ def first_step_size(
     order: int,
     norm: ErrorNorm,
 ) -> float:
-    """Hairer, Norsett, Wanner, Solving ODEs I, section II.4: one evaluation more."""
+    """Hairer, Norsett, Wanner, Solving ODEs I, section II.4.
+
+    Numbers may be 0-d tensors, as the norm returns them.
+    """
     span = abs(t1 - t0)
     direction = math.copysign(1.0, t1 - t0)
     scale = norm.scale(z0, z0)
@@ -169,9 +158,11 @@ def first_step_size(
         h0 = 1e-6
     h0 = min(h0, span)
     # Not t0 + span, which rounding may put behind t1.
-    f1 = rhs(t1 if h0 == span else t0 + direction * h0, torch.add(z0, f0, alpha=direction * h0))
+    step = direction * h0
+    z1 = z0 + step * f0 if isinstance(step, Tensor) else torch.add(z0, f0, alpha=step)
+    f1 = rhs(t1 if h0 == span else t0 + step, z1)
     d2 = norm.of_vector(f1 - f0, scale) / h0
-    if not math.isfinite(d1 + d2):
+    if not d1 + d2 < math.inf:
         return h0
     largest = max(d1, d2)
     h1 = max(1e-6, h0 * 1e-3) if largest <= 1e-15 else (0.01 / largest) ** (1.0 / (order + 1))

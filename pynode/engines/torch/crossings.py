@@ -45,7 +45,8 @@ class Crossing:
         event, entry: which event, and which entry of its condition.
         t: when.
         side: sign of the condition before.
-        noise: values of the condition up to this size cannot be told from zero there.
+        residual: size of the condition at the time found, and next to it.
+        noise: values up to this size cannot be told from zero in a step's values.
         since: time since the same crossing ended the stretch before; infinite if another did.
     """
 
@@ -54,6 +55,7 @@ class Crossing:
     entry: int
     t: float
     side: float
+    residual: float
     noise: float
     since: float = math.inf
 
@@ -116,7 +118,7 @@ class Watch:
             self._event += [i] * len(value)
             self._entry += range(len(value))
         self._sizes = [len(value) for value in values]
-        self._last = self._to_host(values, t)
+        self._last = self._to_host(values, [t])[0]
         self._sides = np.sign(self._last)
         for index, crossing in self._fired.items():
             if abs(self._last[index]) <= crossing.noise:
@@ -128,8 +130,7 @@ class Watch:
         times = [piece.t + piece.dt * x for x in nodes[1:-1]] + [piece.t1]
         # With gradients on as the caller has them: stages that are only made here stay.
         states = piece.at_each(times, rhs).detach()
-        rows = [self._last, *(self._at(t, z) for t, z in zip(times, states, strict=True))]
-        g = np.stack(rows)
+        g = np.concatenate([self._last[None], self._at_each(times, states)])
         coefficients = to_coefficients @ g
         rest = np.abs(coefficients[1:]).sum(axis=0) * (1.0 + 1e-9)
         side = np.sign(coefficients[0])
@@ -176,35 +177,48 @@ class Watch:
         """Number of entries of an event's condition."""
         return self._sizes[event]
 
-    def crossing(self, index: int, t: float, side: float, noise: float) -> Crossing:
+    def crossing(
+        self, index: int, t: float, side: float, residual: float, noise: float
+    ) -> Crossing:
         before = self._started.get(index)
         since = math.inf if before is None else abs(t - before.t)
         event, entry = self._event[index], self._entry[index]
-        return Crossing(index, event, entry, t, side, noise, since)
+        return Crossing(index, event, entry, t, side, residual, noise, since)
 
     def event_of(self, index: int) -> Event:
         return self.events[self._event[index]]
 
-    def _at(self, t: float, z: Tensor) -> np.ndarray:
+    def _at_each(self, times: list[float], states: Tensor) -> np.ndarray:
+        """All conditions (len(times), K) at states (len(times), N)."""
+        found: list[Tensor] = []
+        moments = torch.tensor(times, dtype=states.dtype).to(states.device).unbind()
         with torch.no_grad():
-            values = [event.values(*self._point(t, z)) for event in self.events]
-        self.stats.conditions += len(self.events)
-        for event, value, size in zip(self.events, values, self._sizes, strict=True):
-            if len(value) != size:
-                raise EventError(
-                    f"the condition of event {event.name!r} returned {len(value)} values at "
-                    f"t={t:.6g}, but {size} before: their number must stay the same"
-                )
-        return self._to_host(values, t)
+            for t, z in zip(moments, states.unbind(), strict=True):
+                state = self.layout.restore(z)
+                for event, size in zip(self.events, self._sizes, strict=True):
+                    value = event.values(t, state, self.args)
+                    if len(value) != size:
+                        raise EventError(
+                            f"the condition of event {event.name!r} returned {len(value)} values "
+                            f"at t={float(t):.6g}, but {size} before: their number must stay the "
+                            "same"
+                        )
+                    found.append(value)
+        self.stats.conditions += len(found)
+        return self._to_host(found, times)
 
     def _point(self, t: float, z: Tensor) -> tuple[Tensor, Any, Any]:
         time = torch.full((), t, dtype=z.dtype, device=z.device)
         return time, self.layout.restore(z.detach()), self.args
 
-    def _to_host(self, values: list[Tensor], t: float) -> np.ndarray:
-        both = torch.cat([value.detach().double() for value in values]).cpu().numpy()
-        if not np.isfinite(both).all():
-            raise self._bad(int(np.flatnonzero(~np.isfinite(both))[0]), t)
+    def _to_host(self, values: list[Tensor], times: list[float]) -> np.ndarray:
+        """Values as (len(times), K) numbers: one synchronisation."""
+        both = torch.cat(values).detach().cpu().numpy().astype(np.float64)
+        both = both.reshape(len(times), -1)
+        bad = ~np.isfinite(both)
+        if bad.any():
+            row, index = (int(i[0]) for i in np.nonzero(bad))
+            raise self._bad(index, times[row])
         return both
 
     def _bad(self, index: int, t: float) -> EventError:
@@ -244,11 +258,10 @@ class _Scan:
             *zip(self.times, g.tolist(), strict=True),
             *self._extrema(index, side, coefficients),
         ]
-        points.sort(key=lambda point: point[0] * math.copysign(1.0, self.piece.dt))
         last = watch._fired.get(index)
-        if last is not None and side == 0.0 and self._returns(points, coefficients, last):
-            watch.stalled = watch.event_of(index).name
-            return []
+        if last is not None and side == 0.0:
+            points += self._first_moments(last)
+        points.sort(key=lambda point: point[0] * math.copysign(1.0, self.piece.dt))
         found = []
         direction = watch.event_of(index).direction
         before = points[0]
@@ -262,7 +275,7 @@ class _Scan:
                 side = sign
             before = point
         watch._sides[index] = side
-        if last is not None and found and abs(found[0].t - self.piece.t) <= watch.slack:
+        if last is not None and self._stalls(last, points, found):
             watch.stalled = watch.event_of(index).name
         return found
 
@@ -286,23 +299,33 @@ class _Scan:
                 found.append((t, self.value(index, t)))
         return found
 
-    def _returns(
-        self, points: list[tuple[float, float]], coefficients: np.ndarray, last: Crossing
-    ) -> bool:
-        """Whether a condition that has just fired leaves zero, and is back at once.
+    def _first_moments(self, last: Crossing) -> list[tuple[float, float]]:
+        """Points soon after the start, where a condition that has just fired leaves zero.
 
-        Its slope says that it leaves to one side, but the first value that can be told from zero
-        is on the other; or it had just come back, after next to no time, and now goes on through:
-        the way out and back is too short for the precision of numbers.
+        They find a way out and back that is short against the step, as of a ball that hardly
+        bounces any more. Dense output is exact there relative to its change.
         """
-        slope = float(chebyshev.chebval(-1.0, chebyshev.chebder(coefficients)))
-        doubt = len(coefficients) ** 2 * (
-            4.0 * abs(coefficients[-1]) + self.eps * np.abs(coefficients).sum()
-        )
-        first = next((g for _, g in points[1:] if g), 0.0)
-        if abs(slope) > doubt and slope * first < 0:
+        found = []
+        for power in range(1, 16):
+            t = self.piece.t + self.piece.dt * 10.0**-power
+            if t != self.piece.t:
+                value = self.value(last.index, t)
+                found.append((t, value if abs(value) > last.residual else 0.0))
+        return found
+
+    def _stalls(
+        self, last: Crossing, points: list[tuple[float, float]], found: list[Crossing]
+    ) -> bool:
+        """Whether the event fires again and again without time going on.
+
+        It fires at once; or it was back after next to no time, and now goes on through zero: the
+        way out and back has become too short for the precision of numbers.
+        """
+        if found and abs(found[0].t - self.piece.t) <= self.watch.slack:
             return True
-        return last.since <= 400 * self.eps * abs(last.t) and last.side * first < 0
+        first = next((g for _, g in points[1:] if g), 0.0)
+        moment = max(400 * self.eps, 1e-11) * abs(last.t)
+        return last.since <= moment and last.side * first < 0
 
     def _locate(
         self,
@@ -315,8 +338,9 @@ class _Scan:
         (_, near), (t, beyond) = bracket(
             lambda t: self.value(index, t), before, after, side, self.tolerance
         )
-        noise = 8.0 * max(abs(near), abs(beyond)) + 64 * self.eps * scale
-        return self.watch.crossing(index, t, side, noise)
+        residual = 8.0 * max(abs(near), abs(beyond))
+        noise = residual + 64 * self.eps * scale
+        return self.watch.crossing(index, t, side, residual, noise)
 
 
 def bracket(

@@ -91,6 +91,7 @@ class StiffAdjoint:
         span: tuple[float, float],
     ) -> None:
         self._product, self._system, self._path = product, system, path
+        self.stats, self.rows = system.stats, system.rows
         self._low, self._high = min(span), max(span)
 
     def __call__(self, t: float, a: Tensor) -> Tensor:

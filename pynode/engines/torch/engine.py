@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pynode import catalogue
+from pynode.dense import DenseOutput, OwnDenseOutput
 from pynode.engines.torch.adjoints import ADJOINTS, VJP, AdjointProblem
 from pynode.engines.torch.build import build_integrator, custom_norm, flat_callbacks
 from pynode.engines.torch.crossings import Watch
 from pynode.engines.torch.failures import explain
 from pynode.engines.torch.integrate import Integrator, OnStep, stops_between
 from pynode.engines.torch.outputs import Outputs, outputs
+from pynode.engines.torch.reversible import ReversibleStepper
 from pynode.engines.torch.runge_kutta import Piece
 from pynode.engines.torch.steppers import METHODS, as_system
 from pynode.engines.torch.trajectory import StepLog, Trajectory
-from pynode.field import FlatField
+from pynode.field import FlatField, trainable_tensors
 from pynode.options import SolveOptions
+from pynode.precision import Autocast
 from pynode.problem import ODEProblem
-from pynode.solution import Retcode
+from pynode.solution import Retcode, SampleOutcomes, Statistics
+
+if TYPE_CHECKING:
+    from pynode.engines.torch.per_sample.trajectory import RowLog
 
 
 @dataclass
@@ -29,28 +36,56 @@ class Forward:
 
     Attributes:
         zs: (T, N), NaN where the solve did not get.
-        final: the state (N,) that it ended with, at time ``t``.
+        final: the state (N,) that it ended with, at time ``t``; of reversible steps what they
+            are undone from (3, N).
         log: recorded steps, where recording was asked for.
         message, sample: for a failed solve, the message, and whom to blame.
         reached: number of entries of ``zs`` that were reached.
         marks: (M, N), the states at the events that were found, where some were looked for.
+        samples: how each sample ended, where it stepped by itself.
+        taped: evaluations on autograd's tape, where these are not all.
     """
 
     zs: Tensor
     final: Tensor
     t: float
     retcode: Retcode
-    log: StepLog | None
+    log: StepLog | RowLog | None
     message: str = ""
     sample: int | None = None
+    samples: SampleOutcomes | None = None
+    taped: int | None = None
     reached: int = 0
     marks: Tensor | None = None
+
+    @property
+    def differentiable(self) -> bool:
+        """It succeeded, or has what it reached of each sample."""
+        ended = self.retcode in (Retcode.SUCCESS, Retcode.TERMINATED)
+        return ended or self.samples is not None
 
 
 class TorchEngine:
     """Solves and differentiates on torch tensors, on any device."""
 
     name = "torch"
+
+    def field(
+        self,
+        problem: ODEProblem,
+        options: SolveOptions,
+        args: Any,
+        stats: Statistics,
+        autocast: Autocast | None,
+    ) -> FlatField:
+        """The problem's field on flat states, with counts in ``stats``."""
+        return FlatField(problem.field, problem.layout, args, stats, autocast=autocast)
+
+    def trainable(
+        self, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Tensors that require grad and that the field depends on, and f(t0, z0)."""
+        return trainable_tensors(field, problem.times.start, z0)
 
     def solve(
         self,
@@ -78,6 +113,7 @@ class TorchEngine:
         times, layout = problem.times, problem.layout
         plan = outputs(times, layout)
         reduce = custom_norm(options.norm, layout.restore) if callable(options.norm) else None
+        stops = stops_between(times.start, times.end, options.stops)
         integrator = build_integrator(
             as_system(METHODS[options.solver], field, options.jac),
             z0,
@@ -86,16 +122,18 @@ class TorchEngine:
             tolerances=problem.tolerances(options),
             taped=taped,
             transformed=transformed,
+            stops=stops,
             callbacks=flat_callbacks(options.callbacks, layout.restore),
         )
-        log = StepLog(keep) if record else None
+        if times.start in options.tstops:
+            first = None  # of a jump it shows one side only, and maybe not that of the solve
+        log = StepLog(keep, norm=integrator.norm) if record else None
         chunks = [plan.initial(z0)]
         if watch is not None:
             watch.begin(times.start, z0)
             integrator.max_steps -= watch.attempts
             integrator.dt = integrator.dt if watch.dt is None else watch.dt
         on_step = _reader(plan, chunks, field, log, watch)
-        stops = stops_between(times.start, times.end, options.stops)
         end = integrator.run(times.start, z0, stops, on_step, first)
         _count(integrator, field)
         sample, message = None, ""
@@ -103,12 +141,27 @@ class TorchEngine:
             sample, message = explain(end, options, layout)
         reached = sum(len(chunk) for chunk in chunks)
         zs = plan.assemble(chunks, z0)
-        found = Forward(zs, end.z, end.t, end.retcode, log, message, sample, reached)
+        stepper = integrator.stepper
+        final = stepper.ending() if isinstance(stepper, ReversibleStepper) else end.z
+        found = Forward(zs, final, end.t, end.retcode, log, message, sample, reached=reached)
         if watch is not None:
             watch.dt = end.dt
             watch.attempts += integrator.accepted + integrator.rejected
             found.marks = torch.stack(watch.marks) if watch.marks else z0.new_empty((0, len(z0)))
         return found
+
+    def dense_output(
+        self,
+        problem: ODEProblem,
+        options: SolveOptions,
+        field: FlatField,
+        forward: Forward,
+        no_gradient: str,
+    ) -> DenseOutput | OwnDenseOutput:
+        """What ``sol(s)`` reads from; for ``no_gradient`` see :class:`DenseOutput`."""
+        assert isinstance(forward.log, StepLog)
+        trajectory = self.trajectory(forward.log, options, field)
+        return DenseOutput(trajectory, problem.layout, no_gradient)
 
     def trajectory(self, log: StepLog, options: SolveOptions, field: FlatField) -> Trajectory:
         method = METHODS[options.solver]
@@ -116,6 +169,8 @@ class TorchEngine:
 
     def keeps(self, options: SolveOptions) -> tuple[bool, int | None]:
         """What the sensitivity's backward pass needs of the forward one: (record, keep)."""
+        if options.sensitivity == "reversible":  # the times of the steps, no states
+            return True, None if options.dense else 0
         return options.sensitivity != "backsolve", options.checkpoints
 
     def adjoint(
@@ -138,6 +193,7 @@ class TorchEngine:
         vjp = VJP(field, tensors, zs)
         trajectory = None
         if forward.log is not None:
+            assert isinstance(forward.log, StepLog)
             trajectory = self.trajectory(forward.log, options, field)
         adjoint = AdjointProblem(
             vjp=vjp,

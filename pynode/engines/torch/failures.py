@@ -7,6 +7,12 @@ from pynode.options import SolveOptions
 from pynode.solution import Retcode
 from pynode.state import StateLayout
 
+SEVERITY = (Retcode.MAX_STEPS, Retcode.DT_UNDERFLOW, Retcode.NON_FINITE)
+"""From bad to worst."""
+
+NAMED = 3
+"""Samples whose failure is told in full."""
+
 
 def explain(
     end: End, options: SolveOptions, layout: StateLayout, of: str = "the solve"
@@ -35,6 +41,13 @@ def explain(
             "The solution may blow up near that time, or the field jump: check the field, give "
             "tstops=[...] where it jumps, or loosen rtol and atol"
         )
+    elif end.retcode is Retcode.NOT_CONVERGED:
+        cause = (
+            f"Newton's iteration does not converge in a step of size {end.dt:.2g}. "
+            + ("" if options.is_adaptive else "Lessen dt, or use an adaptive solver. ")
+            + "Is jac right, if it was given? Are samples independent of each other, and the "
+            "field smooth there? A Rosenbrock solver (rodas5p) needs no iteration"
+        )
     elif began_badly is not None:
         cause = (
             f"the state it began with holds NaN or infinity{place}. Look at what z0 is computed "
@@ -53,3 +66,28 @@ def explain(
             "sqrt or division at the edge of their domain"
         )
     return sample, f"{at}: {cause}."
+
+
+def explain_samples(
+    ends: dict[int, End], options: SolveOptions, layout: StateLayout
+) -> tuple[int, str, dict[int, str]]:
+    """Failures of samples that step by themselves.
+
+    Returns:
+        The first of the samples that failed worst, the message, and one for each sample.
+    """
+    one = layout.of_rows(1)
+    messages = {
+        row: explain(end, options, one, of=f"sample {row}")[1].replace("(sample 0, ", "(")
+        for row, end in sorted(ends.items())
+    }
+    worst = min(messages, key=lambda row: (-SEVERITY.index(ends[row].retcode), row))
+    if len(messages) == 1:
+        return worst, messages[worst], messages
+    named = [worst, *(row for row in messages if row != worst)]
+    told = " ".join(messages[row] for row in named[:NAMED])
+    rest = named[NAMED:]
+    more = f" So did samples {', '.join(map(str, rest[:10]))}" if rest else ""
+    more += f" and {len(rest) - 10} more" if len(rest) > 10 else ""
+    head = f"{len(messages)} of {layout.rows} samples failed, the others are complete."
+    return worst, f"{head} {told}{more + '.' if more else ''}", messages

@@ -5,24 +5,44 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pynode.engines.torch.controller import (
     ErrorNorm,
-    StepSize,
-    first_step_size,
     maximum,
     to_host,
 )
-from pynode.engines.torch.runge_kutta import Piece
+from pynode.engines.torch.runge_kutta import Piece, RightHandSide
 from pynode.engines.torch.steppers import Stepper
 from pynode.options import StepCallbacks
 from pynode.solution import Retcode
+from pynode.transforms import is_batched
 
 OnStep = Callable[[Piece], bool | None]
 """Called with each accepted step; the integration ends with it where True comes back."""
+
+
+class Control(Protocol):
+    """Chooses step sizes: :class:`StepSize`, or a method's own.
+
+    Attributes:
+        restarts: after a stop the method begins anew, with a first step size.
+    """
+
+    dt_min: float
+    dt_max: float
+    restarts: bool
+
+    def first(
+        self, rhs: RightHandSide, t0: float, t1: float, z0: Tensor, f0: Tensor, norm: ErrorNorm
+    ) -> float: ...
+
+    def accepted(self, dt: float, error: float, cut: bool = False) -> float: ...
+
+    def rejected(self, dt: float, error: float) -> float: ...
 
 
 @dataclass
@@ -58,7 +78,7 @@ class Integrator:
         self,
         stepper: Stepper,
         norm: ErrorNorm | None,
-        control: StepSize | None,
+        control: Control | None,
         max_steps: int,
         dt: float | None,
         callbacks: StepCallbacks | None = None,
@@ -71,6 +91,7 @@ class Integrator:
         self.accepted = 0
         self.rejected = 0
         self._limit = max_steps
+        self._begun = False
 
     def run(
         self,
@@ -83,12 +104,18 @@ class Integrator:
         """Integrate from (t0, z0) through all ``stops``, each of which a step ends on."""
         self._limit = self.accepted + self.rejected + self.max_steps
         f0 = self.stepper.begin(t0, stops[0], z0, first)
-        if self.dt is None:
+        restarts = self.control is not None and self.control.restarts
+        if self.dt is None or (restarts and self._begun):
             self.dt = self._choose_first(t0, stops[-1], z0, f0)
             if not math.isfinite(self.dt):
                 return End(Retcode.NON_FINITE, t0, z0, self.dt, first_non_finite(f0, z0))
+        self._begun = True
         t, z = t0, z0
-        for stop in stops:
+        for i, stop in enumerate(stops):
+            if i and restarts:
+                f = self.stepper.begin(t, stop, z)
+                dt = self._choose_first(t, stop, z, f)
+                self.dt = dt if math.isfinite(dt) else self.dt
             end = self._stretch(t, z, stop, on_step)
             if end.retcode is not Retcode.SUCCESS:
                 return end
@@ -97,12 +124,10 @@ class Integrator:
 
     def _choose_first(self, t0: float, t1: float, z0: Tensor, f0: Tensor) -> float:
         assert self.norm is not None and self.control is not None
-        tableau = self.stepper.tableau
         rhs = self.stepper.rhs
         if not math.isfinite(to_host(maximum(f0.detach()), self.norm.transformed)):
             return math.nan
-        dt = first_step_size(rhs, t0, t1, z0, f0, tableau.error_order, self.norm)
-        return self.control.within(dt)
+        return self.control.first(rhs, t0, t1, z0, f0, self.norm)
 
     def _stretch(self, t: float, z: Tensor, stop: float, on_step: OnStep | None) -> End:
         """Steps up to ``stop``, which the last one lands on."""
@@ -153,13 +178,17 @@ class Integrator:
 
     def _judge(self, piece: Piece) -> float:
         """Error in units of the tolerance; NaN for a step that is not finite."""
+        if piece.failure is not None:
+            return piece.failure
         if self.norm is not None:
             error = self.norm.of_step(piece, self.stepper.coefficients)
             forced = self.control is not None and abs(piece.dt) <= self.control.dt_min
             return min(error, 1.0) if forced and math.isfinite(error) else error
         with torch.no_grad():
-            total = float(piece.z1.detach().sum()) if not _is_wrapped(piece.z1) else 0.0
-        finite = math.isfinite(total) or bool(piece.z1.isfinite().all())
+            z1 = piece.z1.detach()
+            if is_batched(z1):
+                return to_host((z1 * 0.0).sum(), True)
+            finite = math.isfinite(float(z1.sum())) or bool(z1.isfinite().all())
         return 0.0 if finite else math.nan
 
     def _reject(self, piece: Piece, error: float) -> End | None:
@@ -167,15 +196,20 @@ class Integrator:
         if self._callbacks.rejected is not None:
             self._callbacks.rejected(piece.t, piece.z, piece.dt)
         if self.control is None:
-            entry = first_non_finite(piece.z1)
-            return End(Retcode.NON_FINITE, piece.t, piece.z, abs(piece.dt), entry)
+            return _failed(piece, abs(piece.dt))
         self.dt = self.control.rejected(abs(piece.dt), error)
         smallest = max(8 * math.ulp(piece.t), 1e-30, self.control.dt_min)
         stuck = self.dt < smallest or abs(piece.dt) <= self.control.dt_min
         if not math.isfinite(error) and stuck:
-            entry = first_non_finite(piece.stages, piece.z1)
-            return End(Retcode.NON_FINITE, piece.t, piece.z, self.dt, entry)
+            return _failed(piece, self.dt)
         return None
+
+
+def _failed(piece: Piece, dt: float) -> End:
+    """The end of a solve whose last attempt gave no finite step."""
+    if piece.failure == math.inf:
+        return End(Retcode.NOT_CONVERGED, piece.t, piece.z, dt)
+    return End(Retcode.NON_FINITE, piece.t, piece.z, dt, first_non_finite(piece.stages, piece.z1))
 
 
 def stops_between(start: float, end: float, tstops: Sequence[float]) -> list[float]:
@@ -188,14 +222,9 @@ def stops_between(start: float, end: float, tstops: Sequence[float]) -> list[flo
 def first_non_finite(*candidates: Tensor) -> int | None:
     """Index along the last dimension of the first entry that is NaN or infinite."""
     for x in candidates:
-        if _is_wrapped(x):
+        if is_batched(x):
             return None
         bad = (~x.detach().isfinite()).reshape(-1, x.shape[-1]).any(dim=0).nonzero()
         if len(bad):
             return int(bad[0])
     return None
-
-
-def _is_wrapped(x: Tensor) -> bool:
-    """Under vmap the values of a tensor cannot be looked at."""
-    return torch._C._functorch.is_batchedtensor(x)

@@ -10,12 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pynode.engines.torch.linear import lu_solve
 from pynode.engines.torch.runge_kutta import Jumps, Piece
 from pynode.engines.torch.tableau import Row
+from pynode.solution import Statistics
 
 
 class StiffSystem(Protocol):
-    """A right-hand side with the derivatives that an implicit method needs."""
+    """A right-hand side with the derivatives that an implicit method needs.
+
+    Attributes:
+        rows: number of samples B.
+        stats: where Jacobians, factorisations and failures of Newton's iteration are counted.
+    """
+
+    rows: int
+    stats: Statistics
 
     def __call__(self, t: float, z: Tensor) -> Tensor:
         """f (N,)."""
@@ -182,6 +192,7 @@ class RosenbrockStepper:
             self._slope = self.rhs.time_derivative(start, z)
         blocks, width = self._jacobian.shape[0], self._jacobian.shape[-1]
         eye = torch.eye(width, dtype=z.dtype, device=z.device)
+        self.rhs.stats.factorisations += 1
         # A singular matrix gives NaN, which rejects the step; it must not raise.
         lu, pivots, _ = torch.linalg.lu_factor_ex(eye / self.tableau.gamma - dt * self._jacobian)
         f = self._first
@@ -197,12 +208,17 @@ class RosenbrockStepper:
                 right = f
             if self._slope is not None and self.tableau.time[i]:
                 right = right + (dt * self.tableau.time[i]) * self._slope
-            solved = torch.linalg.lu_solve(lu, pivots, right.reshape(blocks, width, 1))
+            solved = lu_solve(lu, pivots, right.reshape(blocks, width, 1))
             stages.append(solved.reshape(-1))
         self._last = f if self.tableau.fsal and t1 not in self._jumps else None
         v = torch.stack(stages)
         z1 = torch.addmv(z, v.t(), c.b, alpha=dt)
         return Piece(c, t, t1, z, z1, v)
+
+    def jacobian_size(self) -> Tensor:
+        """The largest of the row sums of the last attempt's Jacobian, 0-d."""
+        assert self._jacobian is not None
+        return self._jacobian.detach().abs().sum(dim=-1).amax()
 
     def advance(self) -> None:
         """The last attempt was accepted."""

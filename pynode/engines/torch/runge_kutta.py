@@ -58,9 +58,13 @@ class StepCoefficients(Protocol):
     error_low: Tensor | None
     extra_a: list[Tensor]
     extra_c: tuple[float, ...]
-    interpolant_rows: list[list[float]]
-    interpolant: Tensor
     degree: int
+
+    @property
+    def interpolant_rows(self) -> list[list[float]]: ...
+
+    @property
+    def interpolant(self) -> Tensor: ...
 
 
 class Coefficients:
@@ -97,9 +101,15 @@ class Piece:
         z, z1: states (N,) there.
         stages: (s, N), one row a stage.
         last: the time at which the field is evaluated at the end: ``t1`` but for jumps.
+        error: the error estimate (N,), where it is not the coefficients' row over the stages.
+        failure: None, or the error to reject the step with: infinity where Newton's iteration did
+            not converge, NaN where the field was not finite in it.
     """
 
-    __slots__ = ("_coefficients", "_extended", "dt", "last", "stages", "t", "t1", "z", "z1")
+    __slots__ = (
+        "_coefficients", "_extended", "dt", "error", "failure", "last", "stages", "t", "t1", "z",
+        "z1",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -110,8 +120,11 @@ class Piece:
         z1: Tensor,
         stages: Tensor,
         last: float | None = None,
+        error: Tensor | None = None,
+        failure: float | None = None,
     ) -> None:
         self._coefficients = c
+        self.error, self.failure = error, failure
         self.last = t1 if last is None else last
         self._extended = not c.extra_a
         self.t, self.t1, self.dt = t, t1, t1 - t
@@ -165,10 +178,14 @@ class Piece:
         """Weights (m, stages) of the stages at times inside the step."""
         self._extend(rhs)
         c = self._coefficients
-        theta = (torch.tensor(times, dtype=torch.float64) - self.t) / self.dt
+        theta = self._fractions(times)
         powers = torch.stack([theta**j for j in range(1, c.degree + 1)], dim=1)
         weights = powers @ c.interpolant.t()
         return weights.to(device=self.z.device, dtype=self.z.dtype)
+
+    def _fractions(self, times: list[float]) -> Tensor:
+        """Times as fractions of the step."""
+        return (torch.tensor(times, dtype=torch.float64) - self.t) / self.dt
 
     def _extend(self, rhs: RightHandSide) -> None:
         """Evaluate the stages that only the interpolant needs."""
@@ -183,7 +200,7 @@ class Piece:
 
 
 def _advanced(z: Tensor, stages: Tensor, weights: Tensor, dt: float) -> Tensor:
-    """z + dt·Σ w_i k_i with the sum first: added one by one, each term would round to z's ulp."""
+    """z + Σ dt·w_i k_i with the sum first: added one by one, each term would round to z's ulp."""
     return z + torch.mv(stages, weights * dt)
 
 
@@ -238,6 +255,11 @@ class _Tape:
         self._list = [self._list[-1]]
 
 
+def stage_store(count: int, like: Tensor, taped: bool) -> _Buffer | _Tape:
+    """Where the stages (count, N) of a step are kept."""
+    return (_Tape if taped else _Buffer)(count, like)
+
+
 class ExplicitStepper:
     """Attempts steps of an explicit Runge-Kutta method.
 
@@ -256,7 +278,7 @@ class ExplicitStepper:
         self.tableau = tableau
         self.coefficients = coefficients(tableau, like.dtype, like.device)
         self.rhs = rhs
-        self._store = (_Tape if taped else _Buffer)(tableau.stages, like)
+        self._store = stage_store(tableau.stages, like, taped)
         self._nodes = tableau.c
         self._jumps = jumps
         self._fresh = False
@@ -290,6 +312,10 @@ class ExplicitStepper:
             store.put(i, rhs(last if node == 1.0 else t + node * dt, z_stage))
         z1 = z_stage if self.tableau.fsal else _advanced(z, store.head(len(c.a)), c.b, dt)
         return Piece(c, t, t1, z, z1, store.stages, last)
+
+    def restart(self) -> None:
+        """Whatever the first stage of the next attempt would be taken from is left behind."""
+        self._fresh = False
 
     def advance(self) -> None:
         """The last attempt was accepted."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pynode.engines.torch.controller import ErrorNorm
 from pynode.engines.torch.runge_kutta import Piece, RightHandSide
-from pynode.engines.torch.steppers import Method, make_stepper
+from pynode.engines.torch.steppers import Method, Stepper, make_stepper
 
 
 @dataclass
@@ -19,10 +20,12 @@ class StepLog:
 
     Attributes:
         keep: how many states to keep, thinned out as the solve goes on (every 2^j-th step is
-            kept, with j such that at most ``keep`` remain); None to keep every step whole.
+            kept, with j such that at most ``keep`` remain); None to keep every step whole, 0 to
+            keep the times alone.
         times: start times of all steps, and the end of the last one.
         pieces: the steps with their stages, where ``keep`` is None.
         states: the states at the start of every ``stride``-th step, else.
+        norm: the tolerance of the steps, which Newton's iterations follow; None for fixed steps.
     """
 
     keep: int | None
@@ -30,6 +33,7 @@ class StepLog:
     pieces: list[Piece] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
     stride: int = 1
+    norm: ErrorNorm | None = None
 
     def __call__(self, piece: Piece) -> None:
         n = len(self.times)
@@ -40,7 +44,7 @@ class StepLog:
         self.times.append(piece.t1)
         if self.keep is None:
             self.pieces.append(piece.frozen())
-        elif step % self.stride == 0:
+        elif self.keep and step % self.stride == 0:
             if len(self.states) == self.keep and self.keep > 1:
                 del self.states[1::2]
                 self.stride *= 2
@@ -84,6 +88,10 @@ class Trajectory:
     @property
     def t1(self) -> float:
         return self.log.times[-1]
+
+    def stepper(self, z: Tensor, taped: bool) -> Stepper:
+        """What makes these steps again."""
+        return make_stepper(self.method, self.rhs, z, taped, self.tstops, self.log.norm)
 
     def at(self, t: float) -> Tensor:
         """Dense output: the state (N,) at any time inside."""
@@ -176,7 +184,7 @@ class _Span:
         """Make steps ``first`` to ``stop`` again, exactly as the forward pass did."""
         owner, times = self.owner, self.owner.log.times
         z = self.states[(first - self.start) // self.stride]
-        stepper = make_stepper(owner.method, owner.rhs, z, False, owner.tstops)
+        stepper = owner.stepper(z, taped=False)
         for step in range(first, stop):
             piece = stepper.attempt(times[step], times[step + 1], z)
             yield piece.frozen() if whole else piece

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from pynode import solve, solvers
 
-SOLVERS = {s.name: s for s in solvers() if not s.stiff}
+SOLVERS = {s.name: s for s in solvers() if not (s.stiff or s.separable)}
 ADAPTIVE = [s.name for s in SOLVERS.values() if s.adaptive and s.order > 2]
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 EXAMPLES = 30

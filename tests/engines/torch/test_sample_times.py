@@ -15,11 +15,14 @@ SOLVERS = [
     (s.name, adaptive)
     for s in solvers()
     for adaptive in (True, False)
-    if not s.stiff and (s.adaptive or not adaptive)
+    if not (s.stiff or s.separable) and (s.adaptive or not adaptive)
 ]
 SENSITIVITIES = [s.name for s in sensitivities()]
 CHECKPOINTED = [
-    (name, k) for name in SENSITIVITIES for k in (None, 3) if name != "backsolve" or k is None
+    (name, k)
+    for name in SENSITIVITIES
+    for k in (None, 3)
+    if name not in ("backsolve", "reversible") or k is None
 ]
 pytestmark = pytest.mark.usefixtures("float64")
 

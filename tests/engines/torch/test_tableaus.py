@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from scipy.integrate import DOP853, RK23, RK45
 
-from pynode.engines.torch.methods import TABLEAUS
+from pynode.engines.torch.esdirk_methods import ESDIRKS
+from pynode.engines.torch.methods import TABLEAUS as EXPLICIT
 from pynode.engines.torch.tableau import Tableau
 
 Tree = tuple["Tree", ...]
+TABLEAUS = {**EXPLICIT, **ESDIRKS}
 
 ORDERS = {  # solution, embedded solution, interpolant
     "euler": (1, None, 1),
@@ -31,8 +33,14 @@ ORDERS = {  # solution, embedded solution, interpolant
     "tsit5": (5, 4, 4),
     "vern7": (7, 6, 7),
     "dop853": (8, 5, 7),  # error_order is that of the combined estimate, see the test below
+    "implicit_euler": (1, None, 1),
+    "trapezoid": (2, None, 2),
+    "trbdf2": (2, 3, 2),
+    "kvaerno3": (3, 2, 3),
+    "kencarp4": (4, 3, 4),
+    "kvaerno5": (5, 4, 4),
 }
-FSAL = {"bs3", "dp5", "tsit5", "dop853"}
+FSAL = {"bs3", "dp5", "tsit5", "dop853", *ESDIRKS}
 THETAS = (0.03, 0.2, 0.5, 0.71, 0.9, 1.0)
 TOL = 5e-14  # rounding: the coefficients of a step are below 200
 DENSE_TOL = 5e-13  # those of the interpolants reach 1e3
@@ -123,7 +131,7 @@ def test_embedded_solution_has_exactly_its_order(name):
     assert tableau.adaptive == (order is not None)
     if order is not None:
         assert_order(tableau, np.subtract(tableau.b, tableau.error), order)
-        assert tableau.error_order == order or name == "dop853"
+        assert tableau.error_order == min(order, tableau.order) or name == "dop853"
 
 
 def test_dop853_error_estimate_behaves_as_order_7():
@@ -184,6 +192,23 @@ def test_interpolant_ends_with_the_slope_there(name, last):
     solution = np.pad(tableau.b, (0, len(tableau.extra_c)))
     np.testing.assert_array_equal((tableau.a + tableau.extra_a)[last], solution[:last])
     assert (tableau.c + tableau.extra_c)[last] == 1.0
+
+
+@pytest.mark.parametrize("name", ESDIRKS)
+def test_esdirk_methods_end_with_the_slope_there_and_are_stable(name):
+    """Damping at infinity, and none of the imaginary axis amplified."""
+    tableau = ESDIRKS[name]
+    p, a = np.array(tableau.interpolant), matrix(tableau)
+    slope = p @ np.arange(1, p.shape[1] + 1)
+    np.testing.assert_allclose(slope, np.eye(len(p))[-1], rtol=0, atol=10 * DENSE_TOL)
+
+    def stability(z: complex) -> float:
+        eye = np.eye(len(a))
+        return abs(1 + z * a[-1] @ np.linalg.solve(eye - z * a, np.ones(len(a))))
+
+    assert stability(-1e9) < 1e-6 if name != "trapezoid" else stability(-1e9) == pytest.approx(1)
+    assert max(stability(1j * y) for y in np.geomspace(1e-3, 1e4, 300)) < 1 + 1e-9
+    assert set(np.diag(a)[1:]) == {tableau.gamma} and not a[0].any()
 
 
 @pytest.mark.parametrize("name, solver", [("bs3", RK23), ("dp5", RK45)])

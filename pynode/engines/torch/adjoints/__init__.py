@@ -5,6 +5,7 @@ from pynode.engines.torch.adjoints.discrete import discrete
 from pynode.engines.torch.adjoints.gauss import gauss
 from pynode.engines.torch.adjoints.interpolating import interpolating
 from pynode.engines.torch.adjoints.quadrature import quadrature
+from pynode.engines.torch.adjoints.reversible import reversible
 from pynode.engines.torch.adjoints.sweep import Adjoint, AdjointProblem
 from pynode.engines.torch.adjoints.vjp import VJP
 
@@ -14,6 +15,7 @@ ADJOINTS: dict[str, Adjoint] = {
     "gauss": gauss,
     "interpolating": interpolating,
     "quadrature": quadrature,
+    "reversible": reversible,
 }
 
 __all__ = ["ADJOINTS", "VJP", "Adjoint", "AdjointProblem"]

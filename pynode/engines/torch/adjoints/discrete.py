@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pynode.engines.torch.adjoints.sweep import AdjointProblem
-from pynode.engines.torch.steppers import make_stepper
 
 
 def discrete(problem: AdjointProblem) -> tuple[Tensor, Tensor]:
@@ -24,7 +23,7 @@ def discrete(problem: AdjointProblem) -> tuple[Tensor, Tensor]:
         before = problem.stats.nfe_backward
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            stepper = make_stepper(trajectory.method, trajectory.rhs, z, True, trajectory.tstops)
+            stepper = trajectory.stepper(z, taped=True)
             piece = stepper.attempt(t, t1, z)
             results, cotangents = [piece.z1], [a]
             if hi > lo:

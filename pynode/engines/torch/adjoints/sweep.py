@@ -40,7 +40,7 @@ class AdjointProblem:
 
     Attributes:
         zs, grad: the outputs (T, N) and dL/dzs (T, N).
-        final: the state (N,) at the last time.
+        final: the state (N,) at the last time; for reversible steps (3, N), see ``Forward``.
         trajectory: the forward pass; None for backsolve.
         t0: the initial time.
         options: of the backward solve.

@@ -1,0 +1,254 @@
+# Loops on raw memory. A program has been checked when it was loaded (check.jl), so nothing is
+# checked here. `i` counts from 0; `at(a, i)` reads, `put!(a, i, x)` writes.
+
+@inline at(a::Ptr, i::Int) = unsafe_load(a, i + 1)
+@inline put!(a::Ptr{T}, i::Int, x) where {T} = unsafe_store!(a, convert(T, x), i + 1)
+@inline step(a::Ptr{T}, n::Int) where {T} = a + n * sizeof(T)
+
+# -- elementwise, contiguous ------------------------------------------------------------------
+
+@inline function map1!(f::F, n, out, a) where {F}
+    @simd ivdep for i in 0:(n - 1)
+        put!(out, i, f(at(a, i)))
+    end
+end
+
+@inline function map2!(f::F, n, out, a, sa, b, sb) where {F}
+    if sa == 1 && sb == 1
+        @simd ivdep for i in 0:(n - 1)
+            put!(out, i, f(at(a, i), at(b, i)))
+        end
+    elseif sa == 1
+        y = at(b, 0)
+        @simd ivdep for i in 0:(n - 1)
+            put!(out, i, f(at(a, i), y))
+        end
+    elseif sb == 1
+        x = at(a, 0)
+        @simd ivdep for i in 0:(n - 1)
+            put!(out, i, f(x, at(b, i)))
+        end
+    else
+        x = f(at(a, 0), at(b, 0))
+        for i in 0:(n - 1)
+            put!(out, i, x)
+        end
+    end
+end
+
+@inline function map3!(f::F, n, out, a, sa, b, sb, c, sc) where {F}
+    if sa == 1 && sb == 1 && sc == 1
+        @simd ivdep for i in 0:(n - 1)
+            put!(out, i, f(at(a, i), at(b, i), at(c, i)))
+        end
+    else
+        @simd ivdep for i in 0:(n - 1)
+            put!(out, i, f(at(a, i * sa), at(b, i * sb), at(c, i * sc)))
+        end
+    end
+end
+
+# -- elementwise, four dimensions with strides ------------------------------------------------
+
+"""The inner loop of a strided operation, called with the addresses of each row's operands."""
+@inline function rows!(inner::F, shape, strides::NTuple{K}, pointers::NTuple{K}) where {F, K}
+    for i in 0:(shape[1] - 1), j in 0:(shape[2] - 1), k in 0:(shape[3] - 1)
+        inner(ntuple(x -> step(pointers[x], i * strides[x][1] + j * strides[x][2] + k * strides[x][3]), Val(K)))
+    end
+end
+
+@inline function map1_nd!(f::F, shape, out, so, a, sa) where {F}
+    n, o, s = shape[4], so[4], sa[4]
+    rows!(shape, (so, sa), (out, a)) do (out, a)
+        if o == 1 && s == 1
+            map1!(f, n, out, a)
+        else
+            for l in 0:(n - 1)
+                put!(out, l * o, f(at(a, l * s)))
+            end
+        end
+    end
+end
+
+@inline function map2_nd!(f::F, shape, out, so, a, sa, b, sb) where {F}
+    n, o, s, r = shape[4], so[4], sa[4], sb[4]
+    rows!(shape, (so, sa, sb), (out, a, b)) do (out, a, b)
+        if o == 1 && 0 <= s <= 1 && 0 <= r <= 1
+            map2!(f, n, out, a, s, b, r)
+        else
+            for l in 0:(n - 1)
+                put!(out, l * o, f(at(a, l * s), at(b, l * r)))
+            end
+        end
+    end
+end
+
+@inline function map3_nd!(f::F, shape, out, so, a, sa, b, sb, c, sc) where {F}
+    n, o, s, r, q = shape[4], so[4], sa[4], sb[4], sc[4]
+    rows!(shape, (so, sa, sb, sc), (out, a, b, c)) do (out, a, b, c)
+        for l in 0:(n - 1)
+            put!(out, l * o, f(at(a, l * s), at(b, l * r), at(c, l * q)))
+        end
+    end
+end
+
+# -- matrix products --------------------------------------------------------------------------
+
+const BLAS_FROM = 4096  # multiplications, from which a call of BLAS costs less than the loops below
+
+"""out = A·B (+ addend), see docs/program-format.md."""
+function mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
+    inplace = add && c == out && ci == ldc && cj == 1
+    if !inplace
+        for i in 0:(m - 1)
+            row = step(out, i * ldc)
+            if add
+                addend = step(c, i * ci)
+                @simd ivdep for j in 0:(n - 1)
+                    put!(row, j, at(addend, j * cj))
+                end
+            else
+                @simd ivdep for j in 0:(n - 1)
+                    put!(row, j, zero(eltype(out)))
+                end
+            end
+        end
+    end
+    m * n * k >= BLAS_FROM ? gemm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb) :
+        small_mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb)
+    return nothing
+end
+
+function small_mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb)
+    ai, al = ta ? (1, lda) : (lda, 1)
+    for i in 0:(m - 1)
+        row, x = step(out, i * ldc), step(a, i * ai)
+        if tb && k >= 8
+            for j in 0:(n - 1)
+                put!(row, j, at(row, j) + dot_strided(k, x, al, step(b, j * ldb)))
+            end
+        else
+            bl, bj = tb ? (1, ldb) : (ldb, 1)
+            for l in 0:(k - 1)
+                s, y = at(x, l * al), step(b, l * bl)
+                axpy_strided!(n, s, row, y, bj)
+            end
+        end
+    end
+end
+
+@inline function dot_strided(k, x::Ptr{T}, sx, y::Ptr{T}) where {T}
+    sum = zero(T)
+    if sx == 1
+        @simd for l in 0:(k - 1)
+            sum = muladd(at(x, l), at(y, l), sum)
+        end
+    else
+        @simd for l in 0:(k - 1)
+            sum = muladd(at(x, l * sx), at(y, l), sum)
+        end
+    end
+    return sum
+end
+
+@inline function axpy_strided!(n, s, row, y, sy)
+    if sy == 1
+        @simd ivdep for j in 0:(n - 1)
+            put!(row, j, muladd(s, at(y, j), at(row, j)))
+        end
+    else
+        @simd ivdep for j in 0:(n - 1)
+            put!(row, j, muladd(s, at(y, j * sy), at(row, j)))
+        end
+    end
+end
+
+for (T, gemm) in ((Float64, BLAS.@blasfunc(dgemm_)), (Float32, BLAS.@blasfunc(sgemm_)))
+    @eval function gemm!(m, n, k, out::Ptr{$T}, ldc, a::Ptr{$T}, ta, lda, b::Ptr{$T}, tb, ldb)
+        # The same memory, read by columns, holds the transposed matrices: outᵀ += Bᵀ·Aᵀ.
+        ccall(
+            ($(QuoteNode(gemm)), BLAS.libblastrampoline), Cvoid,
+            (Ref{UInt8}, Ref{UInt8}, Ref{BLAS.BlasInt}, Ref{BLAS.BlasInt}, Ref{BLAS.BlasInt}, Ref{$T},
+                Ptr{$T}, Ref{BLAS.BlasInt}, Ptr{$T}, Ref{BLAS.BlasInt}, Ref{$T}, Ptr{$T}, Ref{BLAS.BlasInt},
+                Clong, Clong),
+            tb ? 'T' : 'N', ta ? 'T' : 'N', n, m, k, one($T), b, ldb, a, lda, one($T), out, ldc, 1, 1,
+        )
+    end
+end
+
+# -- reductions and indexed copies ------------------------------------------------------------
+
+@inline function fold!(f::F, finish::G, outer, n, inner, out, oo, oi, a, ao, an, ai) where {F, G}
+    for o in 0:(outer - 1), i in 0:(inner - 1)
+        x = step(a, o * ao + i * ai)
+        total = at(x, 0)
+        if an == 1
+            @simd for j in 1:(n - 1)
+                total = f(total, at(x, j))
+            end
+        else
+            for j in 1:(n - 1)
+                total = f(total, at(x, j * an))
+            end
+        end
+        put!(out, o * oo + i * oi, finish(total, n))
+    end
+end
+
+"""A sum over the first of two dimensions, row by row: the memory is read in its own order."""
+function fold_rows!(n, inner, out, a, an)
+    for i in 0:(inner - 1)
+        put!(out, i, at(a, i))
+    end
+    for j in 1:(n - 1)
+        row = step(a, j * an)
+        @simd ivdep for i in 0:(inner - 1)
+            put!(out, i, at(out, i) + at(row, i))
+        end
+    end
+end
+
+just(total, n) = total
+divided(total, n) = total / n
+
+function reduce!(kind, outer, n, inner, out, oo, oi, a, ao, an, ai)
+    if kind == 0 && outer == 1 && oi == 1 && ai == 1 && inner > 1
+        fold_rows!(n, inner, out, a, an)
+    elseif kind == 0
+        fold!(+, just, outer, n, inner, out, oo, oi, a, ao, an, ai)
+    elseif kind == 1
+        fold!(+, divided, outer, n, inner, out, oo, oi, a, ao, an, ai)
+    elseif kind == 2
+        fold!(high, just, outer, n, inner, out, oo, oi, a, ao, an, ai)
+    elseif kind == 3
+        fold!(low, just, outer, n, inner, out, oo, oi, a, ao, an, ai)
+    else
+        fold!(*, just, outer, n, inner, out, oo, oi, a, ao, an, ai)
+    end
+    return nothing
+end
+
+function scan!(outer, n, inner, out, a)
+    for o in 0:(outer - 1), i in 0:(inner - 1)
+        x, y = step(a, o * n * inner + i), step(out, o * n * inner + i)
+        total = at(x, 0)
+        put!(y, 0, total)
+        for j in 1:(n - 1)
+            total += at(x, j * inner)
+            put!(y, j * inner, total)
+        end
+    end
+end
+
+function gather!(n, out, a, indices, first)
+    for i in 0:(n - 1)
+        @inbounds put!(out, i, at(a, indices[first + i + 1]))
+    end
+end
+
+function scatter_add!(n, out, a, indices, first)
+    for i in 0:(n - 1)
+        @inbounds j = indices[first + i + 1]
+        put!(out, j, at(out, j) + at(a, i))
+    end
+end

@@ -1,0 +1,187 @@
+"""
+Solves for a caller in the same process that knows addresses only: no arrays cross, so a call costs
+little more than the solve. The caller keeps its memory alive and unmoved until the call returns.
+
+Numbers go in and out by two blocks, of Int64 and of Float64, whose places are named below. Fields and
+solves are known by numbers.
+"""
+module Memory
+
+using ..PyNode: PyNode, AbstractField, CallbackField, Forward, JuliaField, forward, gradient, parse_field
+
+const FIELDS = Dict{Int, AbstractField}()
+const LAST = Ref(0)
+next_number() = (LAST[] += 1)
+
+"""Keep a lowered field (the text of its file); gives its number."""
+open_program(text::AbstractString) = (FIELDS[next_number()] = parse_field(text); LAST[])
+
+"""
+Keep a field written in Julia: the text of a function `f!(du, u, p, t)`, which is compiled here. It is
+called by dynamic dispatch, so that the solvers need not be compiled again for it.
+"""
+function open_source(text::AbstractString)
+    f! = Core.eval(Module(), Meta.parseall(text))
+    f! isa Function || throw(ArgumentError("the source must end in a function f!(du, u, p, t), not in $(typeof(f!))"))
+    FIELDS[next_number()] = JuliaField{Function}(f!)
+    return LAST[]
+end
+
+"""Keep a field that the caller evaluates, see [`CallbackField`](@ref)."""
+function open_callback(float32::Bool, f, vjp_z, vjp_p)
+    FIELDS[next_number()] = CallbackField{float32 ? Float32 : Float64}(f, vjp_z, vjp_p)
+    return LAST[]
+end
+
+close_field(id::Integer) = (delete!(FIELDS, id); nothing)
+close_solve(id::Integer) = (delete!(SOLVES, id); nothing)
+
+array(::Type{T}, address::Integer, dims...) where {T} = unsafe_wrap(Array, Ptr{T}(address % UInt), dims)
+number(x) = isnan(x) ? nothing : x
+
+# Places in the block of Int64, as the caller counts them plus one.
+const N, P, TIMES, Z0, PARAMETERS, TS, ZS, FLOAT32, ADAPTIVE, MAX_STEPS, KEEP, STOPS, STOPS_AT = 1:13
+const NFE, ACCEPTED, REJECTED, JACOBIANS = 14:17
+const COTANGENTS, GRAD_Z0, GRAD_P, CHECKPOINTING, SAMPLES = 18:22
+const INTS, FLOATS = 24, 8
+
+"""A solve that was kept: of all samples together, or of each by itself."""
+const Kept = Union{Forward, Vector{<:Forward}}
+const SOLVES = Dict{Int, Kept}()
+
+"""
+Solve. `ints` and `floats` are addresses of the blocks; floats are rtol, atol, dt, dt_max (NaN for
+none), and on return the time that was reached. With `SAMPLES` = B > 0 the field is that of one sample
+of N entries, and B of them are solved, each by itself, on all threads. Writes the states to `ZS`,
+of (N, T) or (N, B, T) entries. Returns the retcode, the number of the solve (0 if it was not kept), and the
+sample that failed first, counted from 0 (-1 for none).
+"""
+function solve!(id::Integer, solver::AbstractString, ints::Integer, floats::Integer)
+    i, x = array(Int64, ints, INTS), array(Float64, floats, FLOATS)
+    T = i[FLOAT32] == 1 ? Float32 : Float64
+    return i[SAMPLES] == 0 ? solve_joint(T, FIELDS[id], solver, i, x) : solve_each(T, FIELDS[id], solver, i, x)
+end
+
+function solve_one(field, u0, p, solver, i, x)
+    adaptive = i[ADAPTIVE] < 0 ? nothing : i[ADAPTIVE] == 1
+    return forward(
+        field, u0, p, array(Float64, i[TS], i[TIMES]); solver, rtol = x[1], atol = x[2], dt = number(x[3]),
+        dt_max = number(x[4]), adaptive, max_steps = i[MAX_STEPS], keep = i[KEEP] == 1,
+        tstops = array(Float64, i[STOPS_AT], i[STOPS]),
+    )
+end
+
+# The solver keeps u0 and p for the gradient, and the caller may change its memory by then: copies.
+function solve_joint(::Type{T}, field, solver, i, x) where {T}
+    p = copy(array(T, i[PARAMETERS], i[P]))
+    found = solve_one(field, copy(array(T, i[Z0], i[N])), p, solver, i, x)
+    copyto!(array(T, i[ZS], i[N], i[TIMES]), found.zs)
+    count!(i, (found,))
+    x[5] = found.sol.t[end]
+    return found.retcode, keep(found, i), -1
+end
+
+function solve_each(::Type{T}, field, solver, i, x) where {T}
+    p, u0s = copy(array(T, i[PARAMETERS], i[P])), copy(array(T, i[Z0], i[N], i[SAMPLES]))
+    zs = array(T, i[ZS], i[N], i[SAMPLES], i[TIMES])
+    found = on_threads(i[SAMPLES], field) do own, b
+        one = solve_one(own, u0s[:, b], p, solver, i, x)
+        zs[:, b, :] = one.zs
+        one
+    end
+    count!(i, found)
+    failed = findfirst(one -> one.retcode != "success", found)
+    worst = something(failed, 1)
+    x[5] = found[worst].sol.t[end]
+    return found[worst].retcode, keep(found, i), failed === nothing ? -1 : failed - 1
+end
+
+"""`f(field, b)` for b in 1:count, in chunks on all threads, each with a copy of the field."""
+function on_threads(f, count, field)
+    first = f(field, 1)
+    results = Vector{typeof(first)}(undef, count)
+    results[1] = first
+    chunks = [2 + c:Threads.nthreads():count for c in 0:(min(Threads.nthreads(), count - 1) - 1)]
+    tasks = map(chunk -> Threads.@spawn((own = copy(field); foreach(b -> results[b] = f(own, b), chunk))), chunks[2:end])
+    isempty(chunks) || foreach(b -> results[b] = f(field, b), chunks[1])
+    foreach(fetch, tasks)
+    return results
+end
+
+function count!(i, solves)
+    for (place, name) in ((NFE, :nfe), (ACCEPTED, :accepted), (REJECTED, :rejected), (JACOBIANS, :jacobians))
+        i[place] = sum(one -> getfield(one.stats, name), solves)
+    end
+end
+
+function keep(found, i)
+    i[KEEP] == 1 || return 0
+    SOLVES[next_number()] = found
+    return LAST[]
+end
+
+"""
+Gradients of a kept solve: cotangents like the states in, dL/dz0 and dL/dp out. Floats: rtol, atol.
+Counts evaluations and vector-Jacobian products in the places of `NFE` and `ACCEPTED`.
+"""
+function gradient!(id::Integer, sensitivity::AbstractString, solver, ints::Integer, floats::Integer)
+    i, x = array(Int64, ints, INTS), array(Float64, floats, FLOATS)
+    kept = SOLVES[id]
+    before = evaluations(kept)
+    gradient_of(kept, sensitivity, solver, i, x)
+    i[NFE], i[ACCEPTED] = evaluations(kept) .- before
+    return nothing
+end
+
+evaluations(kept::Forward) = (kept.counts.rhs, kept.counts.vjp + kept.counts.vjp_p)
+evaluations(kept::Vector) = reduce(.+, evaluations.(kept))
+
+function gradient_one(kept, seeds, sensitivity, solver, i, x)
+    return gradient(
+        kept, seeds; sensitivity, solver, rtol = x[1], atol = x[2], checkpointing = i[CHECKPOINTING] == 1, times = false,
+        max_steps = i[MAX_STEPS],
+    )
+end
+
+function gradient_of(kept::Forward{T}, sensitivity, solver, i, x) where {T}
+    found = gradient_one(kept, array(T, i[COTANGENTS], i[N], i[TIMES]), sensitivity, solver, i, x)
+    copyto!(array(T, i[GRAD_Z0], i[N]), found.u0)
+    i[P] > 0 && copyto!(array(T, i[GRAD_P], i[P]), found.p)
+end
+
+function gradient_of(kept::Vector{<:Forward{T}}, sensitivity, solver, i, x) where {T}
+    seeds = array(T, i[COTANGENTS], i[N], i[SAMPLES], i[TIMES])
+    of_z0 = array(T, i[GRAD_Z0], i[N], i[SAMPLES])
+    of_p = on_threads(i[SAMPLES], nothing) do _, b
+        found = gradient_one(kept[b], seeds[:, b, :], sensitivity, solver, i, x)
+        of_z0[:, b] = found.u0
+        found.p
+    end
+    i[P] > 0 && copyto!(array(T, i[GRAD_P], i[P]), sum(of_p))
+end
+
+"""Dense output of a kept solve at `count` times, (n, count)."""
+function evaluate!(id::Integer, count::Integer, times::Integer, out::Integer)
+    return evaluate_as(SOLVES[id], count, times, out)
+end
+
+function evaluate_as(kept::Forward{T}, count, times, out) where {T}
+    ts = array(Float64, times, count)
+    zs = array(T, out, size(kept.zs, 1), count)
+    foreach(j -> kept.sol(view(zs, :, j), ts[j]), 1:count)
+    return nothing
+end
+
+function evaluate_as(kept::Vector{<:Forward{T}}, count, times, out) where {T}
+    ts = array(Float64, times, count)
+    zs = array(T, out, size(kept[1].zs, 1), length(kept), count)
+    for b in eachindex(kept), j in 1:count
+        kept[b].sol(view(zs, :, b, j), ts[j])
+    end
+    return nothing
+end
+
+"""`f` is called about every 0.2 s during a solve and may throw to end it; `nothing` for none."""
+on_tick(f) = (PyNode.ON_TICK[] = f; nothing)
+
+end

@@ -1,0 +1,82 @@
+"""
+A field that was lowered from torch: programs for f, its vector-Jacobian products, its Jacobian and
+its time derivative, for `rows` samples of `width` entries each. Two tasks need two copies.
+
+All networks are of this one type, so a new one needs no compilation.
+"""
+struct ProgramField{T} <: AbstractField
+    programs::Dict{String, Program{T}}
+    f::Program{T}
+    vjp_z::Program{T}
+    vjp_p::Program{T}
+    jac::Program{T}
+    tgrad::Program{T}
+    rows::Int
+    width::Int
+    autonomous::Bool
+    blocks::Vector{T}
+    none::Vector{T}
+end
+
+function ProgramField{T}(programs::Dict, rows::Int, width::Int, autonomous::Bool) where {T}
+    haskey(programs, "f") || refuse("there is no program f")
+    # A program that is not there is an empty one, and asking for it an error that says so.
+    get_or_empty(name) = get(() -> Program(Int[], T[], Int[], 0, (; z = -1, t = 1, p = 0, lam = 0), Pair{String, Int}[]), programs, name)
+    blocks = haskey(programs, "jac") ? zeros(T, rows * width^2) : T[]
+    return ProgramField{T}(
+        programs, programs["f"], map(get_or_empty, ("vjp_z", "vjp_p", "jac", "tgrad"))..., rows, width, autonomous, blocks, T[],
+    )
+end
+
+Base.copy(f::ProgramField{T}) where {T} =
+    ProgramField{T}(Dict(name => copy(program) for (name, program) in f.programs), f.rows, f.width, f.autonomous)
+
+dense(x::DenseVector{T}, ::Type{T}) where {T} = x
+dense(x::AbstractVector{T}, ::Type{T}) where {T} = x isa StridedVector && stride(x, 1) == 1 ? x : collect(x)
+dense(x::AbstractVector, ::Type{T}) where {T} = convert(Vector{T}, x)
+dense(x::AbstractArray, ::Type{T}) where {T} = dense(vec(x), T)
+
+"""Run a program into `out`, by way of a copy where `out` is not plain memory."""
+function into!(program, out, ::Type{T}, z, t, p, λ) where {T}
+    target = dense(out, T)
+    run!(program, (target,), dense(z, T), t, dense(p, T), λ)
+    target === out || Base.mightalias(target, out) || copyto!(out, target)
+    return nothing
+end
+
+rhs!(du, field::ProgramField{T}, u, p, t) where {T} = (tick(); into!(field.f, du, T, u, t, p, field.none))
+vjp!(out, field::ProgramField{T}, λ, u, p, t) where {T} = (tick(); into!(field.vjp_z, out, T, u, t, p, dense(λ, T)))
+vjp_p!(out, field::ProgramField{T}, λ, u, p, t) where {T} = into!(field.vjp_p, out, T, u, t, p, dense(λ, T))
+tgrad!(out, field::ProgramField{T}, u, p, t) where {T} = into!(field.tgrad, out, T, u, t, p, field.none)
+
+function jac!(J, field::ProgramField{T}, u, p, t) where {T}
+    run!(field.jac, (field.blocks,), dense(u, T), t, dense(p, T), field.none)
+    n = field.width
+    fill!(J, zero(eltype(J)))
+    @inbounds for b in 0:(field.rows - 1), i in 1:n, j in 1:n
+        J[b * n + i, b * n + j] = field.blocks[(b * n + i - 1) * n + j]
+    end
+    return nothing
+end
+
+# -- interruption -----------------------------------------------------------------------------
+
+"""Called about every 0.2 s during a solve; an exception that it throws ends the solve."""
+const ON_TICK = Ref{Any}(nothing)
+const NEXT_TICK = Ref{UInt64}(0)
+const CALLS = Ref{Int}(0)
+
+@inline function tick()
+    CALLS[] += 1
+    CALLS[] & 0x1f == 0 && check_clock()
+    return nothing
+end
+
+@noinline function check_clock()
+    now = time_ns()
+    if ON_TICK[] !== nothing && now > NEXT_TICK[]
+        NEXT_TICK[] = now + 200_000_000
+        ON_TICK[]()
+    end
+    return nothing
+end

@@ -1,0 +1,148 @@
+"""Calls into the Julia package: addresses and numbers go over, nothing is copied by the bridge.
+
+The places in the two blocks of numbers are those of ``julia/src/memory.jl``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pynode.engines.julia import runtime
+from pynode.errors import JuliaError
+
+(N, P, TIMES, Z0, PARAMETERS, TS, ZS, FLOAT32, ADAPTIVE, MAX_STEPS, KEEP, STOPS, STOPS_AT) = range(
+    13
+)
+NFE, ACCEPTED, REJECTED, JACOBIANS = range(13, 17)
+COTANGENTS, GRAD_Z0, GRAD_P, CHECKPOINTING, SAMPLES = range(17, 22)
+INTS, FLOATS = 24, 8
+
+_calls = threading.RLock()
+"""Julia is called by one thread at a time, whichever it is."""
+
+
+class Block:
+    """The numbers of one call, in memory that Julia reads and writes."""
+
+    def __init__(self) -> None:
+        self.ints = np.zeros(INTS, dtype=np.int64)
+        self.floats = np.full(FLOATS, np.nan)
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        return self.ints.ctypes.data, self.floats.ctypes.data
+
+
+class Bridge:
+    """The running Julia package: its functions, and what it keeps for us."""
+
+    def __init__(self) -> None:
+        package = runtime.start()
+        memory = package.Memory
+        self._solve = getattr(memory, "solve!")
+        self._gradient = getattr(memory, "gradient!")
+        self._evaluate = getattr(memory, "evaluate!")
+        self._memory = memory
+        # Numbers of fields and solves that nobody needs any more. They are let go at the next
+        # call: a finalizer may run at any moment, inside a call of Julia's even.
+        self._dead_fields: deque[int] = deque()
+        self._dead_solves: deque[int] = deque()
+        memory.on_tick(_tick)
+
+    def open_program(self, text: str) -> int:
+        with self._call():
+            return int(self._memory.open_program(text))
+
+    def open_source(self, text: str) -> int:
+        with self._call():
+            return int(self._memory.open_source(text))
+
+    def open_callback(
+        self, float32: bool, f: Callable[..., None], vjp_z: Callable, vjp_p: Callable
+    ) -> int:
+        with self._call():
+            return int(self._memory.open_callback(float32, f, vjp_z, vjp_p))
+
+    def solve(self, field: int, solver: str, block: Block) -> tuple[str, int, int]:
+        """Retcode, number of the solve (0 if not kept), first failed sample or -1."""
+        with self._call():
+            retcode, number, sample = self._solve(field, solver, *block.addresses)
+            return str(retcode), int(number), int(sample)
+
+    def gradient(self, solve: int, sensitivity: str, solver: str | None, block: Block) -> None:
+        with self._call():
+            self._gradient(solve, sensitivity, solver, *block.addresses)
+
+    def evaluate(self, solve: int, times: np.ndarray, out: Tensor) -> None:
+        with self._call():
+            self._evaluate(solve, len(times), times.ctypes.data, out.data_ptr())
+
+    def forget_field(self, number: int) -> None:
+        self._dead_fields.append(number)
+
+    def forget_solve(self, number: int) -> None:
+        self._dead_solves.append(number)
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        with _calls:
+            while self._dead_solves:
+                self._memory.close_solve(self._dead_solves.popleft())
+            while self._dead_fields:
+                self._memory.close_field(self._dead_fields.popleft())
+            try:
+                yield
+            except Exception as error:
+                raise translated(error) from None
+
+
+_bridge: Bridge | None = None
+
+
+def bridge() -> Bridge:
+    """The running Julia; starts it if need be.
+
+    Raises:
+        JuliaError: it cannot be started.
+    """
+    global _bridge
+    if _bridge is None:
+        with _calls:
+            _bridge = _bridge or Bridge()
+    return _bridge
+
+
+def _tick() -> None:
+    """Called by Julia about every 0.2 s during a solve: Python looks whether Ctrl-C was pressed."""
+
+
+def translated(error: Exception) -> BaseException:
+    """Julia's exception as one of ours, with Julia's own message."""
+    inner = getattr(error, "exception", None)
+    if type(error).__name__ != "JuliaError" or inner is None:
+        return error
+    # An exception raised by Python inside a call of Julia's: by Ctrl-C, or by a field's own code.
+    python_error = _python_error(inner)
+    if python_error is not None:
+        return python_error
+    text = str(error)
+    return JuliaError(f"Julia: {text.splitlines()[0] if text else type(inner).__name__}\n{text}")
+
+
+def _python_error(inner: Any) -> BaseException | None:
+    """The Python exception inside Julia's PyException, also within a task's failure."""
+    for _ in range(4):
+        value = getattr(inner, "v", None)
+        if isinstance(value, BaseException):
+            return value
+        inner = getattr(getattr(inner, "task", None), "exception", None)
+        if inner is None:
+            return None
+    return None

@@ -1,0 +1,307 @@
+"""The julia engine: fields lowered into Julia, solved by OrdinaryDiffEq, differentiated by
+SciMLSensitivity."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pynode import catalogue
+from pynode.dense import DenseOutput
+from pynode.engines.julia import calls
+from pynode.engines.julia.calls import Block, bridge
+from pynode.engines.julia.fields import (
+    JuliaFlatField,
+    RemoteField,
+    RemoteFields,
+    flat,
+    split,
+)
+from pynode.engines.julia.julia_field import JuliaField
+from pynode.engines.julia.moments import Moments
+from pynode.errors import GradientError, InputError, JuliaError
+from pynode.field import FlatField
+from pynode.options import SolveOptions
+from pynode.precision import Autocast
+from pynode.problem import ODEProblem
+from pynode.solution import Retcode, Statistics
+
+UNSUPPORTED = {
+    "controller": ("pi", "each of its solvers has a step-size controller of its own"),
+    "norm": ("rms", "its solvers use the RMS norm"),
+    "adjoint_seminorm": (False, "SciMLSensitivity has no seminorm"),
+    "checkpoints": (None, "it keeps the dense output of the forward solve"),
+    "jac": (None, "Jacobians come from the lowered field"),
+}
+"""Options that mean nothing to this engine, their default, and why: another value is an error."""
+
+
+@dataclass
+class KeptSolve:
+    """A solve that Julia keeps: for its gradient, and as dense output.
+
+    Attributes:
+        number: by which Julia knows it.
+        remote, tensors: its field, and what the field's parameter vector was made of.
+        moments: the times at which its states were read off.
+        each: B where each sample was solved by itself, else 0.
+    """
+
+    number: int
+    remote: RemoteField
+    tensors: list[Tensor]
+    moments: Moments
+    each: int
+    size: int
+    dtype: torch.dtype
+    t0: float
+    t1: float
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, bridge().forget_solve, self.number)
+
+    def at(self, t: float) -> Tensor:
+        """The state (N,) at a time inside."""
+        out = torch.empty(self.size, dtype=self.dtype)
+        bridge().evaluate(self.number, np.array([t]), out)
+        return out
+
+
+@dataclass
+class Forward:
+    """A forward pass on flat states: see :class:`pynode.engines.torch.engine.Forward`."""
+
+    zs: Tensor
+    t: float
+    retcode: Retcode
+    log: KeptSolve | None
+    message: str = ""
+    sample: int | None = None
+    marks: None = None
+    reached: int = 0
+    samples: None = None
+    taped: None = None
+
+    @property
+    def differentiable(self) -> bool:
+        return self.retcode is Retcode.SUCCESS
+
+
+class JuliaEngine:
+    """Solves and differentiates in Julia, on the CPU."""
+
+    name = "julia"
+
+    def __init__(self) -> None:
+        self._fields = RemoteFields()
+
+    def field(
+        self,
+        problem: ODEProblem,
+        options: SolveOptions,
+        args: Any,
+        stats: Statistics,
+        autocast: Autocast | None,
+    ) -> FlatField:
+        """The problem's field on flat states, with counts in ``stats``."""
+        if autocast is not None:
+            raise InputError("engine='julia' does not work under torch.autocast: leave it")
+        return JuliaFlatField(problem.field, problem.layout, args, stats)
+
+    def trainable(
+        self, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
+    ) -> tuple[list[Tensor], None]:
+        """Tensors that require grad and that the field depends on beside its args."""
+        remote = self._remote(problem, options, field, z0.detach())
+        return [x for x in remote.found if x.requires_grad], None
+
+    def solve(
+        self,
+        problem: ODEProblem,
+        options: SolveOptions,
+        field: FlatField,
+        z0: Tensor,
+        *,
+        first: Tensor | None = None,
+        record: bool = False,
+        keep: int | None = None,
+        taped: bool = False,
+        transformed: bool = False,
+        watch: None = None,
+    ) -> Forward:
+        """Solve for a flat state z0 (N,)."""
+        remote = self._remote(problem, options, field, z0)
+        tensors = remote.tensors(field.args)
+        z0, p = z0.contiguous(), flat(tensors, z0)
+        moments = Moments(problem.times, problem.layout)
+        each = (problem.layout.rows or 1) if remote.each else 0
+        found = z0.new_empty(len(moments.values), len(z0))
+        block = _block(options, z0, p, each)
+        stops = np.array(options.tstops, dtype=np.float64)
+        block.ints[[calls.TIMES, calls.TS, calls.ZS]] = (
+            len(moments.values),
+            moments.values.ctypes.data,
+            found.data_ptr(),
+        )
+        block.ints[[calls.STOPS, calls.STOPS_AT]] = len(stops), stops.ctypes.data
+        block.ints[calls.KEEP] = record
+        code, number, sample = bridge().solve(remote.number, options.solver, block)
+        stats = field.stats
+        stats.nfe += int(block.ints[calls.NFE])
+        stats.accepted += int(block.ints[calls.ACCEPTED])
+        stats.rejected += int(block.ints[calls.REJECTED])
+        stats.jacobians += int(block.ints[calls.JACOBIANS])
+        retcode, t = _retcode(code), float(block.floats[4])
+        kept = None
+        if number:
+            kept = KeptSolve(
+                number, remote, tensors, moments, each, len(z0), z0.dtype, problem.times.start, t
+            )
+        zs = moments.read(found)
+        if retcode is Retcode.SUCCESS:
+            return Forward(zs, t, retcode, kept)
+        blamed, message = _explain(retcode, t, sample, options, problem, found)
+        return Forward(zs, t, retcode, kept, message, blamed)
+
+    def dense_output(
+        self,
+        problem: ODEProblem,
+        options: SolveOptions,
+        field: FlatField,
+        forward: Forward,
+        no_gradient: str,
+    ) -> DenseOutput:
+        """What ``sol(s)`` reads from."""
+        return DenseOutput(forward.log, problem.layout, no_gradient)  # type: ignore[arg-type]
+
+    def keeps(self, options: SolveOptions) -> tuple[bool, int | None]:
+        """What the sensitivity's backward pass needs of the forward one: (record, keep)."""
+        return True, None
+
+    def adjoint(
+        self,
+        problem: ODEProblem,
+        options: SolveOptions,
+        field: FlatField,
+        tensors: list[Tensor],
+        forward: Forward,
+        zs: Tensor,
+        grad: Tensor,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """dL/dz0 (N,) and the gradients of ``tensors`` from dL/dzs (T, N)."""
+        kept, back = forward.log, options.backward()
+        assert kept is not None
+        if problem.times.per_sample:
+            grad = torch.nan_to_num(grad)
+        seeds = kept.moments.scatter(grad)
+        if not bool(seeds.isfinite().all()):
+            raise GradientError("the gradient of the loss holds NaN or infinity")
+        like = zs.new_empty(0)
+        p = flat(kept.tensors, like)
+        of_z0, of_p = zs.new_empty(kept.size), torch.empty_like(p)
+        block = _block(back, of_z0, p, kept.each)
+        block.ints[calls.TIMES] = len(seeds)
+        block.ints[[calls.COTANGENTS, calls.GRAD_Z0, calls.GRAD_P]] = (
+            seeds.data_ptr(),
+            of_z0.data_ptr(),
+            of_p.data_ptr(),
+        )
+        solver = None if back.solver == options.solver else back.solver
+        bridge().gradient(kept.number, options.sensitivity, solver, block)
+        field.stats.nfe_backward += int(block.ints[calls.NFE])
+        field.stats.vjp += int(block.ints[calls.ACCEPTED])
+        pieces = {
+            id(x): piece for x, piece in zip(kept.tensors, split(of_p, kept.tensors), strict=True)
+        }
+        return of_z0, [pieces.get(id(x), torch.zeros_like(x)) for x in tensors]
+
+    def _remote(
+        self, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
+    ) -> RemoteField:
+        assert isinstance(field, JuliaFlatField)
+        if field.remote is not None:
+            return field.remote
+        _check(problem, options, z0)
+        stiff = catalogue.solver(options.solver).stiff
+        rows = problem.layout.rows or 1
+        alone = stiff or options.step_control == "per_sample" or isinstance(field.fn, JuliaField)
+        each = alone and rows > 1 and options.lowering == "program"
+        start = problem.times.start
+        field.remote = self._fields.get(field, z0, start, options.lowering, stiff, each)
+        return field.remote
+
+
+def _check(problem: ODEProblem, options: SolveOptions, z0: Tensor) -> None:
+    if z0.device.type != "cpu":
+        raise InputError(f"engine='julia' solves on the CPU, but the state lies on {z0.device}")
+    if z0.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"engine='julia' is for float32 and float64 states, not {z0.dtype}")
+    for name in ("rtol", "atol"):
+        if isinstance(getattr(options, name), Tensor):
+            raise InputError(f"engine='julia' takes one number for {name}, not a tensor")
+    for name, (default, why) in UNSUPPORTED.items():
+        if getattr(options, name) != default:
+            raise InputError(f"engine='julia' has no option {name}: {why}")
+
+
+def _block(options: SolveOptions, z0: Tensor, p: Tensor, each: int) -> Block:
+    """The numbers that forward and backward calls share."""
+    block = Block()
+    size = len(z0) // each if each else len(z0)
+    block.ints[[calls.N, calls.P, calls.Z0, calls.PARAMETERS]] = (
+        size,
+        len(p),
+        z0.data_ptr(),
+        p.data_ptr(),
+    )
+    block.ints[calls.FLOAT32] = z0.dtype == torch.float32
+    block.ints[calls.ADAPTIVE] = options.is_adaptive
+    block.ints[calls.MAX_STEPS] = options.max_steps
+    block.ints[calls.SAMPLES] = each
+    block.floats[:2] = options.rtol, options.atol
+    if options.dt is not None:
+        block.floats[2] = options.dt
+    if math.isfinite(options.dt_max):
+        block.floats[3] = options.dt_max
+    return block
+
+
+def _retcode(code: str) -> Retcode:
+    try:
+        return Retcode(code)
+    except ValueError:
+        raise JuliaError(
+            f"Julia ended the solve with {code!r}, which pynode does not know"
+        ) from None
+
+
+CAUSES = {
+    Retcode.MAX_STEPS: "max_steps={options.max_steps} steps were not enough. If the problem is "
+    "stiff, use a stiff solver; else raise max_steps or loosen rtol and atol",
+    Retcode.DT_UNDERFLOW: "the step size fell below what floating-point numbers resolve there. "
+    "The solution may blow up near that time, or the field jump: give tstops=[...] where it "
+    "jumps, or loosen rtol and atol",
+    Retcode.NON_FINITE: "the field or the state became NaN or infinite. Evaluate the field there; "
+    "look for log, sqrt or division at the edge of their domain, or exploding parameters",
+}
+
+
+def _explain(
+    retcode: Retcode,
+    t: float,
+    sample: int,
+    options: SolveOptions,
+    problem: ODEProblem,
+    found: Tensor,
+) -> tuple[int | None, str]:
+    method = f"{options.solver} (julia), rtol={options.rtol}, atol={options.atol}"
+    where = f", sample {sample}" if sample >= 0 else ""
+    cause: Any = CAUSES.get(retcode, str(retcode))
+    text = f"the solve with {method} stopped at t={t:.6g}{where}: {cause.format(options=options)}."
+    return (sample if sample >= 0 else None), text

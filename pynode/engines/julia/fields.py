@@ -1,0 +1,194 @@
+"""The field on Julia's side: lowered into a program, called back, or written in Julia itself."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import warnings
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pynode.engines.julia.calls import bridge
+from pynode.engines.julia.julia_field import JuliaField
+from pynode.engines.torch.adjoints.vjp import VJP
+from pynode.errors import InputError
+from pynode.field import FlatField, trainable_tensors
+from pynode.lowering import lower
+from pynode.solution import Statistics
+from pynode.state import StateLayout
+
+
+@dataclass
+class RemoteField:
+    """A field that Julia keeps.
+
+    Attributes:
+        number: by which Julia knows it.
+        found: the trainable tensors that it depends on beside its args.
+        each: whether it is the field of one sample, to be solved for each by itself.
+        close: let Julia forget it when this object goes.
+    """
+
+    number: int
+    found: list[Tensor]
+    each: bool
+    close: bool = True
+
+    def __post_init__(self) -> None:
+        if self.close:
+            weakref.finalize(self, bridge().forget_field, self.number)
+
+    def tensors(self, args: Any) -> list[Tensor]:
+        """What the flat parameter vector is made of: ``found``, then the numbers in ``args``."""
+        return [*self.found, *_floating(args)]
+
+
+def flat(tensors: list[Tensor], like: Tensor) -> Tensor:
+    """Present values as one vector (P,) of the dtype of ``like``."""
+    if not tensors:
+        return like.new_empty(0)
+    return torch.cat([x.detach().reshape(-1) for x in tensors]).to(like.dtype)
+
+
+def split(vector: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """A vector (P,) in the shapes and dtypes of ``tensors``."""
+    pieces = vector.split([x.numel() for x in tensors])
+    return [piece.reshape(x.shape).to(x.dtype) for piece, x in zip(pieces, tensors, strict=True)]
+
+
+class JuliaFlatField(FlatField):
+    """A field on flat states that knows its twin on Julia's side, once it has one."""
+
+    remote: RemoteField | None = None
+
+
+class RemoteFields:
+    """Fields on Julia's side, each sent there once (what is lowered, ``lower`` keeps)."""
+
+    def __init__(self) -> None:
+        self._programs: weakref.WeakKeyDictionary[Any, RemoteField]
+        self._programs = weakref.WeakKeyDictionary()
+        self._sources: weakref.WeakKeyDictionary[Any, RemoteField]
+        self._sources = weakref.WeakKeyDictionary()
+
+    def get(
+        self, field: FlatField, z0: Tensor, t0: float, way: str, stiff: bool, each: bool
+    ) -> RemoteField:
+        """The field on Julia's side.
+
+        Args:
+            field: on flat states.
+            way: ``"program"`` or ``"callback"``.
+            stiff: with a Jacobian.
+            each: of one sample; ``z0`` is the state of all.
+
+        Raises:
+            LoweringError: the field cannot be lowered.
+            InputError: ``each``, but the samples depend on each other.
+        """
+        if isinstance(field.fn, JuliaField):
+            if field.fn not in self._sources:
+                number = bridge().open_source(field.fn.source)
+                self._sources[field.fn] = RemoteField(number, [field.fn.p], each)
+            return replace(self._sources[field.fn], each=each, close=False)
+        if way == "callback":
+            return _open_callback(field, z0, t0)
+        return self._lowered(field, z0, t0, stiff, each)
+
+    def _lowered(
+        self, field: FlatField, z0: Tensor, t0: float, stiff: bool, each: bool
+    ) -> RemoteField:
+        own, like = field, z0.detach()
+        if each:
+            like = like.reshape(field.layout.rows or 1, -1)
+            layout = StateLayout(_row(field.layout.restore(z0.detach()), 0))
+            own = FlatField(field.fn, layout, field.args, Statistics())
+            like = like[0]
+        names = ("f", "vjp_z", "vjp_p", *(("jac", "tgrad") if stiff else ()))
+        lowered = lower(own, like, t0, names)
+        last = lowered.programs[names[-1]]
+        count = len(lowered.tensors) - len(_floating(field.args))
+        found = list(lowered.tensors[:count])
+        if last not in self._programs:
+            if each:
+                check_samples(field, own, z0, t0)
+            number = bridge().open_program(json.dumps(lowered.to_json()))
+            self._programs[last] = RemoteField(number, found, each)
+        return self._programs[last]
+
+
+def check_samples(field: FlatField, own: FlatField, z0: Tensor, t0: float) -> None:
+    """Whether ``own``, of one sample, is ``field`` restricted to one.
+
+    Raises:
+        InputError: it is not: the samples depend on each other, or each has args of its own.
+    """
+    rows = z0.detach().reshape(field.layout.rows or 1, -1)
+    quiet = FlatField(field.fn, field.layout, field.args, Statistics())
+    with torch.no_grad():
+        together = quiet(t0, z0.detach()).reshape(rows.shape)
+        for b in {0, len(rows) - 1}:
+            try:
+                alone = own(t0, rows[b])
+                same = torch.allclose(alone, together[b], rtol=1e-4, atol=1e-6, equal_nan=True)
+            except (RuntimeError, ValueError):
+                same = False
+            if not same:
+                raise InputError(
+                    f"sample {b} alone has another derivative than in the batch: the samples "
+                    "depend on each other, or each has args of its own. Stiff solvers of "
+                    "engine='julia' solve each sample by itself: use engine='torch', or solve "
+                    "in a loop"
+                )
+
+
+def _row(state: Any, b: int) -> Any:
+    return pytree.tree_map(lambda x: x[b : b + 1], state)
+
+
+def _floating(args: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(args) if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+# Called back ---------------------------------------------------------------------------------
+
+
+def _open_callback(field: FlatField, z0: Tensor, t0: float) -> RemoteField:
+    warnings.warn(
+        'lowering="callback": Julia calls torch for every evaluation of the field, which costs '
+        "some 100 µs each; a lowered field takes about one",
+        stacklevel=2,
+    )
+    found, _ = trainable_tensors(
+        FlatField(field.fn, field.layout, field.args, Statistics()), t0, z0
+    )
+    tensors = [*found, *_floating(field.args)]
+    # Evaluations are counted by Julia.
+    own = FlatField(field.fn, field.layout, field.args, Statistics())
+    products = VJP(own, tensors, z0)
+    n, kind = z0.numel(), ctypes.c_float if z0.dtype == torch.float32 else ctypes.c_double
+
+    def view(address: int, count: int) -> Tensor:
+        memory = (kind * count).from_address(int(address))
+        return torch.from_numpy(np.ctypeslib.as_array(memory))
+
+    def f(out: int, u: int, p: int, t: float) -> None:
+        with torch.no_grad():
+            view(out, n).copy_(own(float(t), view(u, n).clone()))
+
+    def vjp_z(out: int, lam: int, u: int, p: int, t: float) -> None:
+        product = products.state(float(t), view(u, n).clone(), view(lam, n).clone())
+        view(out, n).copy_(product)
+
+    def vjp_p(out: int, lam: int, u: int, p: int, t: float) -> None:
+        product = products.parameters(float(t), view(u, n).clone(), view(lam, n).clone())
+        view(out, products.size).copy_(product)
+
+    number = bridge().open_callback(z0.dtype == torch.float32, f, vjp_z, vjp_p)
+    return RemoteField(number, found, False)
