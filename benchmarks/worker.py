@@ -32,9 +32,7 @@ class Journal:
         self.write(event="begin", case=case.name, contender=contender, mode=mode)
 
 
-def present(
-    job: dict[str, Any], journal: Journal, contenders: list[Contender]
-) -> list[Contender]:
+def present(job: dict[str, Any], journal: Journal, contenders: list[Contender]) -> list[Contender]:
     """The contenders that can run, started; the others are written down with the reason."""
     found = []
     for contender in contenders:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,6 @@ def layers(sizes: tuple[int, ...], seed: int, gain: float = 1.0) -> list[np.ndar
     """W, b of a fully connected network, normal with standard deviation gain/√fan_in."""
     rng = np.random.default_rng(seed)
     params: list[np.ndarray] = []
-    for i, o in zip(sizes, sizes[1:], strict=False):
+    for i, o in itertools.pairwise(sizes):
         params += [rng.standard_normal((o, i)) * gain / np.sqrt(i), rng.standard_normal(o) * 0.1]
     return params

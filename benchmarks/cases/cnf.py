@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from benchmarks.cases import Case
@@ -11,7 +13,7 @@ def squash_layers(sizes: tuple[int, ...], seed: int) -> list[np.ndarray]:
     """W, b, and the gate's g, h and bias k of each layer."""
     rng = np.random.default_rng(seed)
     params: list[np.ndarray] = []
-    for i, o in zip(sizes, sizes[1:], strict=False):
+    for i, o in itertools.pairwise(sizes):
         params.append(rng.standard_normal((o, i)) * 1.5 / np.sqrt(i))
         params += [rng.standard_normal(o) * 0.5 for _ in range(4)]
     return params

@@ -10,7 +10,7 @@ from benchmarks.cases import Case
 def cases() -> list[Case]:
     rng = np.random.default_rng(2)
     found = []
-    for mu, batch, end in ((2.0, 256, 10.0), (25.0, 64, 60.0)):
+    for mu, batch, end in ((2.0, 256, 10.0), (25.0, 64, 30.0)):
         found.append(
             Case(
                 name=f"vdp-mu{mu:.0f}",
