@@ -45,6 +45,7 @@ class Plan:
     limit: float
     device: str
     memory: bool
+    quick: bool = False
     started: float = field(default_factory=time.monotonic)
 
     def left(self) -> float:
@@ -98,6 +99,7 @@ class Measuring:
                 self._note(todo, "not run: out of time")
                 return
             entry = (last["case"], last["contender"], last["mode"])
+            print(*entry, last["why"], file=sys.stderr, flush=True)
             if entry[2] == "start" or entry in self.skip or entry[2] == "reference":
                 self.found.missing[entry[1]] = last["why"]
                 contenders = [c for c in contenders if c != entry[1]]
@@ -127,6 +129,7 @@ class Measuring:
                 "contenders": contenders,
                 "threads": self.threads,
                 "device": self.plan.device,
+                "quick": self.plan.quick,
                 "budget": self.budget,
                 "skip": self.skip,
                 "journal": str(journal),
@@ -192,11 +195,12 @@ def measure(plan: Plan) -> Found:
     """Everything: each number of threads, then the memory of each contender by itself."""
     found = Found()
     budget = _budget(plan)
-    share = plan.minutes * 60
-    for i, threads in enumerate(plan.threads):
-        # What is left for the runs to come: half of the rest for each, and for memory.
-        until = share * (1 - (i + 1) / (len(plan.threads) + plan.memory / 2))
-        Measuring(plan, threads, "time", found, budget).run(plan.cases, plan.contenders, until)
+    for threads in plan.threads:
+        # Some of the time is kept for what comes later: more threads, and memory.
+        kept = (0.3 if threads != plan.threads[-1] else 0.0) + (0.2 if plan.memory else 0.0)
+        cases = [c for c in plan.cases if c.parallel or threads == plan.threads[0]]
+        measuring = Measuring(plan, threads, "time", found, budget)
+        measuring.run(cases, plan.contenders, kept * plan.minutes * 60)
     for name in plan.contenders if plan.memory else ():
         cases = [case for case in plan.cases if case.memory]
         if name not in found.missing:
@@ -205,10 +209,13 @@ def measure(plan: Plan) -> Found:
 
 
 def _budget(plan: Plan) -> float:
-    """Seconds for the rounds of each row: half of the time, shared by all rows."""
+    """Seconds for the rounds of each row: a fifth of the time, shared by all rows."""
     wanted = [c for c in all_contenders() if c.name in plan.contenders]
-    rows = sum(len(c.modes(case)) for c in wanted for case in plan.cases) * len(plan.threads)
-    return min(8.0, plan.minutes * 60 / 3 / max(rows, 1))
+    rows = 0
+    for case in plan.cases:
+        times = len(plan.threads) if case.parallel else 1
+        rows += times * sum(len(c.modes(case)) for c in wanted)
+    return min(8.0, plan.minutes * 60 / 5 / max(rows, 1))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -228,12 +235,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def chosen(options: argparse.Namespace) -> Plan:
     """The plan that the command line asks for."""
-    cases = all_cases()
+    cases = all_cases(options.quick)
     if options.cases:
         heads = tuple(options.cases.split(","))
         cases = [case for case in cases if case.name.startswith(heads)]
-    elif options.quick:
-        cases = [case for case in cases if case.quick]
     names = [c.name for c in all_contenders()]
     wanted = options.contenders.split(",") if options.contenders else names
     unknown = [name for name in wanted if name not in names]
@@ -251,6 +256,7 @@ def chosen(options: argparse.Namespace) -> Plan:
         options.limit or (20 if options.quick else 120),
         options.device,
         memory=any(case.memory for case in cases),
+        quick=options.quick,
     )
 
 

@@ -66,7 +66,7 @@ def main(job: dict[str, Any]) -> None:
     warnings.filterwarnings("ignore")
     journal = Journal(Path(job["journal"]))
     contenders = present(job, journal, all_contenders())
-    cases = [case for case in all_cases() if case.name in job["cases"]]
+    cases = [case for case in all_cases(job["quick"]) if case.name in job["cases"]]
     for case in cases:
         if job["what"] == "memory":
             for contender, mode in entries(job, case, contenders):

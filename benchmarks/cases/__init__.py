@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,8 @@ class Case:
         wrt_params: whether the reference's directions move parameters as well as z0. (They need
             all rows checked.)
         memory: whether its peak memory is measured.
-        quick: whether BENCH=quick runs it.
+        parallel: large enough for more threads to matter; the others run on one only.
+        quick: whether BENCH=quick runs it, and quick_gradients, with which gradients.
         growth: for the growth figures, (what grows, its value).
     """
 
@@ -48,7 +49,9 @@ class Case:
     checked: slice = field(default_factory=lambda: slice(None))
     wrt_params: bool = True
     memory: bool = False
+    parallel: bool = False
     quick: bool = False
+    quick_gradients: tuple[str, ...] = ("discrete", "backsolve", "gauss")
     growth: tuple[str, int] | None = None
 
     def weights(self) -> np.ndarray:
@@ -69,13 +72,15 @@ class Case:
         return found
 
 
-def all_cases() -> list[Case]:
-    """Every case, in the order in which they run."""
+def all_cases(quick: bool = False) -> list[Case]:
+    """Every case in the order in which they run; or those of BENCH=quick, with fewer gradients."""
     found: list[Case] = []
     for name in _FILES:
         module: Any = importlib.import_module(f"benchmarks.cases.{name}")
         found += module.cases()
-    return found
+    if not quick:
+        return found
+    return [replace(case, gradients=case.quick_gradients) for case in found if case.quick]
 
 
 def layers(sizes: tuple[int, ...], seed: int, gain: float = 1.0) -> list[np.ndarray]:

@@ -39,6 +39,7 @@ def cases() -> list[Case]:
                 gradients=("discrete", "backsolve", "gauss"),
                 checked=slice(0, 64),
                 wrt_params=False,
+                parallel=True,
             )
         )
     return found

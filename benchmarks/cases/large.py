@@ -23,5 +23,6 @@ def cases() -> list[Case]:
             checked=slice(0, 8),
             wrt_params=False,
             memory=True,
+            parallel=True,
         )
     ]

@@ -27,5 +27,6 @@ def cases() -> list[Case]:
             atol=1e-4,
             dtype="float32",
             gradients=("discrete", "backsolve", "gauss"),
+            parallel=True,
         )
     ]

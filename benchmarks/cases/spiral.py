@@ -46,7 +46,8 @@ def cases() -> list[Case]:
                 atol=rtol / 10,
                 dtype=dtype,
                 memory=batch > 1,
-                quick=dtype == "float32" or batch == 1,
+                parallel=batch > 1,
+                quick=dtype == "float32",
             )
         )
     return found

@@ -23,6 +23,7 @@ def cases() -> list[Case]:
                 atol=1e-6,
                 gradients=("discrete", "gauss") if mu > 2 else None,
                 quick=mu > 2,
+                quick_gradients=(),
             )
         )
     return found

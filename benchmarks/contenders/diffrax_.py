@@ -35,9 +35,11 @@ class Diffrax(Contender):
         return failure
 
     def modes(self, case: Case) -> list[str]:
-        if self.per_sample and len(case.z0) == 1:
+        if self.per_sample and (len(case.z0) == 1 or case.growth):
             return []
-        return allowed(case, ("discrete",) if case.stiff else ("discrete", "backsolve"))
+        # By vmap, backsolve would carry a gradient of all parameters for each sample.
+        one = case.stiff or self.per_sample
+        return allowed(case, ("discrete",) if one else ("discrete", "backsolve"))
 
     def prepare(self, case: Case, mode: str, device: str) -> Task:
         import jax
