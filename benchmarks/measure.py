@@ -119,6 +119,8 @@ def measure_case(
         least = 1 if warm > budget else 2
         rounds = min(ROUNDS, max(least, int(budget / (warm * repeats))))
         ready.append((row, task, repeats, rounds))
+    gc.collect()
+    gc.freeze()  # else each collection would walk through all that the libraries hold
     for k in range(max((rounds for *_, rounds in ready), default=0)):
         for row, task, repeats, rounds in ready:
             if k < rounds:

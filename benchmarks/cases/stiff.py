@@ -34,7 +34,7 @@ def cases() -> list[Case]:
             times=np.concatenate([[0.0], np.logspace(-4, 5, 49)]),
             atol=1e-9,
             quick=True,
-            quick_gradients=("gauss",),
+            quick_gradients=(),
             **shared,
         ),
         Case(
