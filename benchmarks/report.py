@@ -104,7 +104,10 @@ def _setting(result: Result) -> Iterable[str]:
         yield "  **Others were using the machine: absolute times are too long, ratios noisier.**"
     yield f"* Took {result.seconds / 60:.1f} minutes."
     yield "* " + ", ".join(f"{name} {v}" for name, v in result.versions.items()) + "."
+    measured = {row.contender for row in result.rows if row.times}
     for name, why in result.missing.items():
+        if name in measured:  # its memory could not be taken
+            continue
         yield f"* **{name}**: missing: {why}."
 
 

@@ -101,7 +101,8 @@ class Measuring:
             entry = (last["case"], last["contender"], last["mode"])
             print(*entry, last["why"], file=sys.stderr, flush=True)
             if entry[2] == "start" or entry in self.skip or entry[2] == "reference":
-                self.found.missing[entry[1]] = last["why"]
+                if self.what == "time":
+                    self.found.missing[entry[1]] = last["why"]
                 contenders = [c for c in contenders if c != entry[1]]
                 if entry[2] == "reference":
                     self._note([entry[0]], "no reference")
@@ -167,8 +168,9 @@ class Measuring:
                     tail = errors.read()[-300:]
                     sys.stderr.write(tail)
                     return {**last, "why": f"the process ended with status {worker.returncode}"}
-                if time.monotonic() - since > self.plan.limit:
-                    return {**last, "why": f"given up after {self.plan.limit:.0f} s"}
+                limit = max(self.plan.limit, 60.0 * (last["mode"] == "start"))
+                if time.monotonic() - since > limit:
+                    return {**last, "why": f"given up after {limit:.0f} s"}
                 if self.plan.left() < until:
                     return {**last, "contender": ""}
                 time.sleep(0.05)
