@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pynode.engines.torch.runge_kutta import Piece, RightHandSide
-from pynode.engines.torch.scan import SAME, Root, Scan, answered, chebyshev_points
+from pynode.engines.torch.scan import SAME, Root, Scan, answered, chebyshev_points, keeps_sign
 from pynode.errors import EventError
 from pynode.events import Event
 from pynode.solution import Statistics
@@ -138,9 +138,7 @@ class Watch:
         states = piece.at_each(times, rhs).detach()
         g = np.concatenate([self._last[None], self._at_each(times, states)])
         coefficients = to_coefficients @ g
-        rest = np.abs(coefficients[1:]).sum(axis=0) * (1.0 + 1e-9)
-        side = np.sign(coefficients[0])
-        quiet = (np.abs(coefficients[0]) > rest) & ((self._sides == 0) | (self._sides == side))
+        quiet, side = keeps_sign(coefficients, self._sides)
         self._sides[quiet] = side[quiet]
         crossings: list[Crossing] = []
         self.slack = SAME * self._eps * max(abs(piece.t), abs(piece.t1))

@@ -242,6 +242,17 @@ def _interpolate(near: Point, beyond: Point, third: Point | None) -> float:
     return x if min(a, b) < x < max(a, b) else secant
 
 
+def keeps_sign(coefficients: np.ndarray, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which Chebyshev polynomials (degree + 1, K) certainly stay on their ``sides`` (K,) of zero.
+
+    Returns:
+        Which, and the signs (K,) of their means.
+    """
+    rest = np.abs(coefficients[1:]).sum(axis=0) * (1.0 + 1e-9)
+    side = np.sign(coefficients[0])
+    return (np.abs(coefficients[0]) > rest) & ((sides == 0) | (sides == side)), side
+
+
 @lru_cache(maxsize=16)
 def chebyshev_points(degree: int) -> tuple[list[float], np.ndarray]:
     """Chebyshev points of [0, 1], ends included, and values there to coefficients."""
