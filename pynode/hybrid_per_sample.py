@@ -22,6 +22,7 @@ from pynode import autograd
 from pynode.autograd import Part, first_derivatives_only
 from pynode.dense import OwnDenseOutput
 from pynode.engines.torch.crossings import Crossing
+from pynode.engines.torch.failures import together
 from pynode.engines.torch.per_sample.crossings import RowWatch
 from pynode.engines.torch.per_sample.engine import PerSampleEngine
 from pynode.engines.torch.per_sample.field import At, RowField
@@ -70,14 +71,12 @@ class RowHybrid:
         """Go on until every sample is at its last time, at a terminal event, or has failed.
 
         Returns:
-            A message about samples that failed, and the one it begins with.
+            A message about samples that failed, and the first that did.
         """
-        problem, told = self.problem, []
+        problem = self.problem
         watch = RowWatch(problem.events, self.layout, problem.args, self.stats, self.time_dtype)
         for _ in range(self.options.max_events + 1):
             part = autograd.integrate(self._stretch(), self.options, self.stats, watch, self.engine)
-            if part.forward.message:
-                told.append((part.forward.sample, part.forward.message))
             self._collect(part, watch)
             fired = self._events(part, watch)
             self._note(part)
@@ -87,16 +86,17 @@ class RowHybrid:
         for row in np.flatnonzero(self.active).tolist():
             self._fail(row, Retcode.MAX_EVENTS, self._too_many(row))
         self.samples.t = self.t.detach().to("cpu", torch.float64)
-        if told:
-            return told[0][1], told[0][0]
-        failed = self.samples.failed
-        return " ".join(self.samples.messages[row] for row in failed[:3]), next(iter(failed), None)
+        messages = self.samples.messages
+        if not messages:
+            return "", None
+        worst = next(iter(messages))
+        return together(messages, worst, self.rows), worst
 
     def solution(self, message: str) -> Solution:
         layout, times, retcodes = self.layout, self.times, self.samples.retcodes
         retcode = Retcode.SUCCESS
         if self.samples.failed:
-            retcode = retcodes[self.samples.failed[0]]
+            retcode = retcodes[next(iter(self.samples.messages))]
         elif set(retcodes) == {Retcode.TERMINATED}:
             retcode = Retcode.TERMINATED
         solution = Solution(
@@ -124,7 +124,7 @@ class RowHybrid:
         """The problem from where the samples are; those that have ended stay there."""
         if not self._outputs:
             return self.problem
-        (going,) = _on(self.z, self.active)
+        (going,) = _on(self.z, self.active.copy())  # autograd keeps it
         z = torch.where(going.unsqueeze(1), self.z, self.z.detach())
         t = torch.where(going.to(self.t.device), self.t, self.t.detach())
         done = np.where(self.active, self._done, self.times.counts)
