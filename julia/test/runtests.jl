@@ -100,3 +100,6 @@ end
     blow = forward(JuliaField((du, u, p, t) -> (du .= u .^ 2; nothing)), [1.0], [0.0], [0.0, 2.0])
     @test blow.retcode != "success"
 end
+
+include("programs.jl")
+include("runs.jl")

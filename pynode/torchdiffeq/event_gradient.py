@@ -86,10 +86,10 @@ def _event_shift(
         inputs = [y.detach().requires_grad_() for y in at_event]
         again = event_fn(t, state(inputs)).reshape(-1)[values.detach().abs().argmin()]
         of_t, *of_y = torch.autograd.grad(again, [t, *inputs], allow_unused=True)
-    rate = torch.zeros((), dtype=time.dtype, device=time.device) if of_t is None else of_t
+    rate = torch.zeros_like(time) if of_t is None else of_t.detach()
     for g, f in zip(of_y, slopes, strict=True):
         if g is not None:
-            rate = rate + (g.conj() * f).real.sum()
+            rate = rate + (g.detach().conj() * f).real.sum()
     if float(rate) == 0.0:
         raise GradientError(
             "event_fn is stationary along the solution at the event, whose time has no derivative"

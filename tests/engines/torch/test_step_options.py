@@ -19,7 +19,7 @@ def decay(t, z):
 
 
 def step_ends(sol) -> list[float]:
-    return sol.dense._trajectory.log.times
+    return sol.dense.steps
 
 
 @pytest.mark.parametrize("times", [[0.0, 1.0], [1.0, 0.0], [0.05, 0.5, 0.9]])

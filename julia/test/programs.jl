@@ -1,0 +1,136 @@
+# Lowered fields: the golden files that Python wrote, their gradients, and files that break the rules.
+
+using JSON
+
+const GOLDEN = filter(endswith(".json"), readdir(joinpath(@__DIR__, "golden"); join = true))
+numbers(T, xs) = T[x == "nan" ? NaN : x == "inf" ? Inf : x == "-inf" ? -Inf : x for x in xs]
+
+"""Largest difference relative to the largest entry, where both are finite; others must agree."""
+function disagreement(got, want)
+    finite = isfinite.(want)
+    all(isequal.(got[.!finite], want[.!finite])) || return Inf
+    any(finite) || return 0.0
+    return maximum(abs, got[finite] .- want[finite]) / max(maximum(abs, want[finite]), 1.0e-30)
+end
+
+@testset "golden files" begin
+    @testset "$(basename(path))" for path in GOLDEN
+        field, data = load_field(path), JSON.parsefile(path)
+        T = eltype(field.none)
+        limit = T == Float64 ? 1.0e-12 : 2.0e-6
+        for case in data["cases"], (name, expected) in case["expected"]
+            program = field.programs[name]
+            outputs = Tuple(zeros(T, n) for (_, n) in program.outputs)
+            λ = numbers(T, get(case, "lam", []))
+            PyNode.run!(program, outputs, numbers(T, case["z"]), T(case["t"]), numbers(T, case["p"]), λ)
+            for ((output, _), got) in zip(program.outputs, outputs)
+                @test disagreement(got, numbers(T, expected[output])) < limit
+            end
+        end
+    end
+end
+
+"""The programs of an MLP with its inputs, for one of the golden files."""
+function mlp(name)
+    path = joinpath(@__DIR__, "golden", name)
+    field, case = load_field(path), JSON.parsefile(path)["cases"][1]
+    T = eltype(field.none)
+    return field, numbers(T, case["z"]), numbers(T, case["p"]), numbers(T, case["lam"])
+end
+
+@testset "no allocation" begin
+    for name in ("mlp.json", "mlp_batch.json", "mlp_float32.json", "layer_norm.json", "cnf.json")
+        field, z, p, λ = mlp(name)
+        dz, gp = similar(z), similar(p)
+        products(n) = for _ in 1:n
+            PyNode.run!(field.f, (dz,), z, 0.3, p, field.none)
+            PyNode.run!(field.vjp_z, (dz,), z, 0.3, p, λ)
+            PyNode.run!(field.vjp_p, (gp,), z, 0.3, p, λ)
+        end
+        products(1)
+        @test (@allocated products(100)) == 0
+    end
+end
+
+@testset "gradients of a lowered field" begin
+    field, z, p, _ = mlp("mlp_batch.json")
+    ts = [0.0, 0.4, 1.1]
+    run(u0, q) = loss(forward(field, u0, q, ts; rtol = 1.0e-12, atol = 1.0e-13, solver = "vern7").zs)
+    dz = differences(u -> run(u, p), z)
+    some = 1:7:length(p)
+    dp = differences(x -> run(z, (q = copy(p); q[some] = x; q)), p[some])
+    for sensitivity in sensitivities(), solver in ("tsit5", "vern7")
+        found = forward(field, z, p, ts; solver, TIGHT...)
+        g = gradient(found, cotangents(found.zs); sensitivity, TIGHT...)
+        @test relative(g.u0, dz) < 1.0e-6
+        @test relative(g.p[some], dp) < 1.0e-6
+    end
+end
+
+@testset "a stiff lowered field" begin
+    field, z, p, _ = mlp("robertson.json")
+    n = field.width
+    ts = [0.0, 0.3, 4.0]
+    for solver in ("rodas5p", "fbdf", "kencarp4")
+        fwd = forward(field, z, p, ts; solver, rtol = 1.0e-8, atol = 1.0e-12)
+        @test fwd.retcode == "success"
+        @test fwd.stats.jacobians > 0
+        g = gradient(fwd, cotangents(fwd.zs); sensitivity = "gauss", rtol = 1.0e-8, atol = 1.0e-12)
+        @test all(isfinite, g.p)
+    end
+end
+
+"""The text of a golden file with one thing in it changed."""
+function changed(change!, name = "mlp.json")
+    data = JSON.parsefile(joinpath(@__DIR__, "golden", name); dicttype = Dict{String, Any})
+    change!(data)
+    return JSON.json(data)
+end
+code(data) = data["programs"]["f"]["code"]
+
+@testset "files that break the rules" begin
+    broken = [
+        "version" => d -> d["version"] = 2,
+        "format" => d -> d["format"] = "something",
+        "dtype" => d -> d["dtype"] = "float16",
+        "a name that is none" => d -> code(d)[1][1] = "system",
+        "a kind that is none" => d -> code(d)[2][2] = "exec",
+        "a read beyond the parameters" => d -> code(d)[1][12] = 10^6,
+        "a negative offset" => d -> code(d)[1][8] = -1,
+        "a slot that is none" => d -> code(d)[1][7] = 9,
+        "a write to the parameters" => d -> code(d)[1][5] = 4,
+        "a write to the constants" => d -> code(d)[1][5] = 0,
+        "a huge count" => d -> code(d)[1][2] = 2^62,
+        "no count" => d -> code(d)[1][2] = 0,
+        "half a number" => d -> code(d)[1][2] = 1.5,
+        "too few numbers" => d -> pop!(code(d)[1]),
+        "too many" => d -> push!(code(d)[1], 1),
+        "no outputs written" => d -> empty!(code(d)),
+        "less memory" => d -> d["programs"]["f"]["work"] = 1,
+        "more memory than there is" => d -> d["programs"]["f"]["work"] = 2^60,
+        "constants that are no numbers" => d -> d["programs"]["f"]["constants"] = ["rm"],
+        "no programs" => d -> delete!(d, "programs"),
+    ]
+    @testset "$what" for (what, change!) in broken
+        @test_throws PyNode.ProgramError PyNode.parse_field(changed(change!))
+    end
+    @test_throws PyNode.ProgramError PyNode.parse_field("not json")
+    @test_throws PyNode.ProgramError PyNode.parse_field("[1, 2]")
+    @test_throws PyNode.ProgramError load_field("/nonexistent/field.json")
+    @test PyNode.parse_field(changed(d -> nothing)) isa ProgramField
+end
+
+@testset "fast functions, Float$(8sizeof(T))" for T in (Float64, Float32)
+    xs = T.(vcat(range(-30, 30, 4001), exp10.(range(-12, 1, 500)), -exp10.(range(-12, 1, 500))))
+    ulps(f, exact) = maximum(xs) do x
+        want = exact(big(x))
+        Float64(abs(big(f(x)) - want) / eps(T(abs(want))))
+    end
+    @test ulps(PyNode.fast_tanh, tanh) < 3
+    @test ulps(PyNode.fast_exp, exp) < 3
+    @test ulps(PyNode.fast_sigmoid, x -> 1 / (1 + exp(-x))) < 3
+    @test isequal(PyNode.fast_tanh(T(NaN)), T(NaN)) && isequal(PyNode.fast_exp(T(NaN)), T(NaN))
+    @test PyNode.fast_tanh(T(Inf)) == 1 && PyNode.fast_tanh(T(-Inf)) == -1
+    @test isequal(PyNode.fast_tanh(-zero(T)), -zero(T))
+    @test PyNode.fast_exp(T(1000)) == Inf && PyNode.fast_exp(T(-1000)) == 0
+end
