@@ -56,8 +56,14 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
     """Solve a problem without events, with gradients as the sensitivity says.
 
     Raises:
+        GradientError: steps per sample under a torch.func transform.
         SolveError: the solve failed and ``options.throw`` is set.
     """
+    if options.step_control == "per_sample" and transforms_active():
+        raise GradientError(
+            "step_control='per_sample' does not work under torch.func transforms or "
+            "forward-mode AD: use step_control='joint'"
+        )
     if options.step_control == "per_sample" and options.engine == "torch":
         problem = problem.per_sample()
     stats = Statistics()
@@ -117,11 +123,6 @@ def _integrate(
     field: FlatField,
     watch: AnyWatch | None,
 ) -> Part:
-    if options.step_control == "per_sample" and transforms_active():
-        raise GradientError(
-            "step_control='per_sample' does not work under torch.func transforms or "
-            "forward-mode AD: use step_control='joint'"
-        )
     z0 = problem.layout.flatten(problem.z0)
     if options.sensitivity == "discrete" and options.checkpoints is None:
         return _taped(engine, problem, options, field, z0, watch)

@@ -161,10 +161,10 @@ class Event:
                 f"the jump of event {self.name!r} returned {got}, but the state is a "
                 f"{layout.describe()}: return a state"
             )
-        some = mask if per_sample else slice(None)
-        if not all(bool(x.detach()[some].isfinite().all()) for x in leaves):
-            when = t.detach().reshape(-1)[some].tolist()
-            at = ", ".join(f"t={s:.6g}" for s in when[:3])
+        if per_sample:
+            leaves, t = [x[mask] for x in leaves], t[mask]
+        if not all(bool(x.detach().isfinite().all()) for x in leaves):
+            at = ", ".join(f"t={s:.6g}" for s in t.detach().reshape(-1)[:3].tolist())
             raise EventError(f"the jump of event {self.name!r} returned NaN or infinity at {at}")
         return new
 

@@ -67,7 +67,8 @@ class SolveOptions:
             one entry a sample (True), or belong to all samples (False); default: found out, where
             there are such tensors.
         max_steps: largest number of attempted steps; of each sample with steps per sample.
-        max_events: largest number of times that events may change the state.
+        max_events: largest number of times that events may change the state; of each sample with
+            steps per sample.
         adaptive: choose step sizes by the error estimate; default: whenever the solver has one.
         dt: the step size where steps are fixed, the first step size where they are adaptive
             (default: chosen after Hairer, Norsett, Wanner, Solving ODEs I, section II.4).

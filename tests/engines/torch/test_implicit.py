@@ -79,7 +79,7 @@ def test_backwards_in_time_and_onto_stops(solver):
     )
     exact = math.exp(-20.0) - math.sin(0.5)
     torch.testing.assert_close(sol.zs[-1], torch.full((2, 1), exact), rtol=1e-4, atol=1e-5)
-    assert 0.5 in sol.dense._trajectory.log.times
+    assert 0.5 in sol.dense.trajectory.log.times
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE)
