@@ -88,7 +88,8 @@ class SolveOptions:
         adjoint_rtol, adjoint_atol, adjoint_solver, adjoint_max_steps: of the adjoint's own
             solve; default: as forward.
         adjoint_seminorm: leave the parameters' gradient out of the adjoint's error norm (Kidger,
-            Chen, Lyons 2021, "Hey, that's not an ODE": fewer steps).
+            Chen, Lyons 2021, "Hey, that's not an ODE": fewer steps). Of ``interpolating`` and
+            ``backsolve``.
         through_steps: for ``discrete``: differentiate through the choice of step sizes as well, so
             that gradients are those of the whole computation. By default step sizes count as
             given, which leaves out a part of the size of the tolerance. Of use where tolerances are
@@ -220,18 +221,19 @@ class SolveOptions:
                 f"controller={self.controller!r} and safety={self.safety!r} have no meaning for "
                 "fbdf, which chooses order and step size together: leave them out"
             )
-        heavy = self.sensitivity in ("backsolve", "interpolating")
-        if backward.stiff and heavy and self.engine == "julia":
-            warnings.warn(
-                f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} solves "
-                "linear systems of the size of all parameters: 'gauss' is far faster",
-                stacklevel=4,
-            )
-        elif backward.stiff and heavy:
+        if backward.stiff and self.engine == "julia":
+            if self.sensitivity in ("backsolve", "interpolating"):
+                warnings.warn(
+                    f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} "
+                    "solves linear systems of the size of all parameters: 'gauss' is far faster",
+                    stacklevel=4,
+                )
+        elif backward.stiff and self.sensitivity == "backsolve":
             raise InputError(
-                f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} would "
-                "need a Jacobian of the size of all parameters: use 'gauss', 'quadrature' or "
-                "'discrete', or give an explicit adjoint_solver"
+                f"sensitivity='backsolve' with the stiff solver {backward.name} would need a "
+                "Jacobian of state and adjoint together, and integrate backwards what decays "
+                "forwards: use 'gauss', 'interpolating', 'quadrature' or 'discrete', or give an "
+                "explicit adjoint_solver"
             )
         exact = self.sensitivity in ("discrete", "reversible")
         if backward.separable and not exact:
