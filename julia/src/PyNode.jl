@@ -19,6 +19,7 @@ using OrdinaryDiffEqRosenbrock: Rodas4, Rodas5P, Rosenbrock23
 using OrdinaryDiffEqSDIRK: KenCarp4, Kvaerno5, TRBDF2
 using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: Vern7
+using SciMLLogging: SciMLLogging
 using SciMLBase: SciMLBase, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, solve
 using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, QuadratureAdjoint,
     ZygoteVJP, adjoint_sensitivities

@@ -34,7 +34,7 @@ function gradient(
     du0, dp = adjoint_sensitivities(
         fwd.sol, alg; t = fwd.ts[2:end], dgdu_discrete = Seed(cotangents),
         sensealg = SENSITIVITIES[sensitivity](checkpointing), reltol = Float64(rtol), abstol = Float64(atol),
-        maxiters = Int(max_steps), verbose = false,
+        maxiters = Int(max_steps), verbose = SILENT,
     )
     after = vec(du0)
     of_times = times ? time_gradient(fwd, cotangents, after) : Float64[]

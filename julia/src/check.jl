@@ -34,8 +34,8 @@ function entries(r::Reach)
     return found
 end
 
-overlaps(a::Reach, b::Reach) = a.slot == b.slot && lowest(a) <= highest(b) && lowest(b) <= highest(a) &&
-    !isdisjoint(Set(entries(a)), entries(b))
+"""Whether the stretches from the lowest to the highest address have any in common."""
+overlaps(a::Reach, b::Reach) = a.slot == b.slot && lowest(a) <= highest(b) && lowest(b) <= highest(a)
 
 """Written and read operands of an instruction, and which of those read may lie where it writes."""
 function reaches(number, x)
@@ -72,11 +72,11 @@ end
 const COUNTS = Dict(1 => 1:1, 2 => 1:4, 3 => 1:1, 4 => 1:4, 5 => 1:1, 6 => 1:4, 7 => 1:3, 8 => 1:4, 9 => 1:3, 10 => 1:3, 11 => 1:1, 12 => 1:1)
 const FLAGS = Dict(3 => [6, 9], 5 => [6, 9, 12], 7 => [9, 13, 15], 8 => [12, 17])
 const KINDS = Dict(1 => UNARY_NAMES, 2 => UNARY_NAMES, 3 => BINARY_NAMES, 4 => BINARY_NAMES, 5 => TERNARY_NAMES, 6 => TERNARY_NAMES, 9 => REDUCE_NAMES, 10 => ["sum"])
-const LARGEST = 2^40  # no count or size beyond it: sums and products of such numbers do not overflow
+const LARGEST = 2^31  # no count, size or stride beyond it: sums and products of two do not overflow
 
 function check(program::Program)
     sizes = program.sizes
-    all(n -> 0 <= n <= LARGEST, sizes) || refuse("a slot has a size outside 0 to 2^40")
+    all(n -> 0 <= n <= LARGEST, sizes) || refuse("a slot has a size outside 0 to 2^31")
     written = [falses(n) for n in sizes[7:9]]
     code, i = program.code, 1
     while i <= length(code)
@@ -94,9 +94,9 @@ function check(program::Program)
 end
 
 function check_instruction(program, number, x, written)
-    all(v -> -LARGEST <= v <= LARGEST, x) || refuse("a number beyond 2^40")
+    all(v -> -LARGEST <= v <= LARGEST, x) || refuse("a number beyond 2^31")
     all(x[COUNTS[number]] .>= 1) || refuse("a count below 1")
-    prod(big.(x[COUNTS[number]])) <= LARGEST || refuse("more than 2^40 entries")
+    prod(big.(x[COUNTS[number]])) <= LARGEST || refuse("more than 2^31 entries")
     all(v -> 0 <= v <= 1, x[get(FLAGS, number, Int[])]) || refuse("a flag that is not 0 or 1")
     number in (7, 8) && check_leading(number, x)
     if number in (11, 12)
@@ -126,14 +126,13 @@ function check_indexed(program, number, x, written)
     0 <= first && first + n <= length(program.indices) || refuse("indices beyond the end of the vector")
     used = @view program.indices[(first + 1):(first + n)]
     low, high = extrema(used)
-    0 <= low && high <= LARGEST || refuse("an index outside 0 to 2^40")
+    0 <= low && high <= LARGEST || refuse("an index outside 0 to 2^31")
     spread(j) = Reach(x[j], x[j + 1], [high + 1], [1])
     plain(j) = Reach(x[j], x[j + 1], [n], [1])
     out, read = number == 11 ? (plain(2), spread(4)) : (spread(2), plain(4))
     inside(program, out, true)
     inside(program, read, false)
-    out.slot == read.slot && lowest(out) <= highest(read) && lowest(read) <= highest(out) &&
-        refuse("an instruction writes what it reads")
+    overlaps(out, read) && refuse("an instruction writes what it reads")
     number == 11 && mark(written, out.slot, entries(out))
     return
 end

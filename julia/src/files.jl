@@ -41,7 +41,7 @@ function member(data, name, ::Type{S}) where {S}
     return value
 end
 
-whole(x) = x isa Integer && !(x isa Bool) && abs(x) <= LARGEST ? Int(x) : refuse(first(repr(x), 40), " is not a whole number of at most 2^40")
+whole(x) = x isa Integer && !(x isa Bool) && abs(x) <= LARGEST ? Int(x) : refuse(first(repr(x), 40), " is not a whole number of at most 2^31")
 
 number_of(T, x) = x isa Real && !(x isa Bool) ? T(x) : x == "inf" ? T(Inf) : x == "-inf" ? T(-Inf) : x == "nan" ? T(NaN) :
     refuse(first(repr(x), 40), " is not a number")

@@ -58,9 +58,9 @@ function forward(
     sol = solve(
         problem, info.make(); reltol = Float64(rtol), abstol = Float64(atol), adaptive = adapts,
         maxiters = Int(max_steps), tstops = collect(Float64, tstops),
-        dt = dt === nothing ? 0.0 : copysign(Float64(dt), span),
+        dt = dt === nothing ? nothing : copysign(Float64(dt), span),
         dtmax = dt_max === nothing ? span : copysign(min(Float64(dt_max), abs(span)), span),
-        dense = keep, save_everystep = keep, save_start = true, saveat = keep ? Float64[] : times, verbose = false,
+        dense = keep, save_everystep = keep, save_start = true, saveat = keep ? Float64[] : times, verbose = SILENT,
     )
     retcode = get(RETCODES, sol.retcode, lowercase(string(sol.retcode)))
     stats = Stats(counts.rhs, sol.stats.naccept, sol.stats.nreject, sol.stats.njacs)

@@ -12,7 +12,7 @@ using Printf: @sprintf
 using SciMLBase: EnsembleDistributed, EnsembleProblem, EnsembleSerial, EnsembleThreads, ODEProblem, remake, solve
 using TOML: TOML
 
-using ..PyNode: PyNode, Forward, ProgramError, ProgramField, forward, gradient, load_field, odefunction, refuse,
+using ..PyNode: PyNode, SILENT, Forward, ProgramError, ProgramField, forward, gradient, load_field, odefunction, refuse,
     solver_info
 
 const USAGE = """
@@ -219,7 +219,7 @@ function trajectories(run, z0s, p, ps)
     nprocs() > 1 && remotecall_eval(Main, workers(), :(using PyNode))
     many = solve(
         EnsembleProblem(base; prob_func, output_func), info.make(), way; trajectories = size(z0s, 2), reltol = o.rtol,
-        abstol = o.atol, maxiters = o.max_steps, saveat = ts, save_everystep = false, dense = false, verbose = false,
+        abstol = o.atol, maxiters = o.max_steps, saveat = ts, save_everystep = false, dense = false, verbose = SILENT,
     )
     return collect(many.u)
 end

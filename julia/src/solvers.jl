@@ -2,6 +2,9 @@
 # differences, since automatic differentiation would need fields to accept its number type.
 const FD = AutoFiniteDiff()
 
+# Failures are told by retcodes; nothing is printed.
+const SILENT = SciMLLogging.None()
+
 """One solver: how to make it, its order, whether it adapts its steps, whether it is for stiff problems."""
 struct SolverInfo
     make::Function

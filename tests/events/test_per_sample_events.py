@@ -77,6 +77,47 @@ def test_equals_each_sample_alone(solver):
         assert abs(int(steps) - one.stats.accepted - one.stats.rejected) <= 2
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_random_events_equal_each_sample_alone(seed):
+    """Terminal, jumping and recorded ones, in any order, in systems of random directions."""
+    torch.manual_seed(seed)
+    count = (1, 2, 5)[seed % 3]
+    matrix, level = torch.randn(2, 2), torch.rand(3) - 0.5
+    matrix = 1.5 * (matrix - matrix.T) + 0.1 * matrix
+    speed, z0, t0 = torch.rand(count) * 3 + 0.5, torch.randn(count, 2), torch.rand(count)
+    sign = (torch.rand(count) > 0.4).double() * 2 - 1
+    times = t0[:, None] + sign[:, None] * torch.rand(count, 5).cumsum(1)
+    order, direction = torch.randperm(3).tolist(), (torch.rand(3) > 0.5).long() * 2 - 1
+
+    def field(t: Tensor, z: Tensor, speed: Tensor) -> Tensor:
+        return speed[..., None] * (z @ matrix) + 0.2 * torch.sin(t)[..., None]
+
+    def jump(t: Tensor, z: Tensor) -> Tensor:
+        return z * torch.tensor([-0.7, 0.8]) + 0.05
+
+    def crosses(t: Tensor, z: Tensor, speed: Tensor) -> Tensor:
+        return z[..., 1] * speed - level[1]
+
+    ways = [int(x) for x in direction]
+    kinds = [
+        Event(lambda t, z: z[..., 0] - level[0], terminal=False),
+        Event(crosses, direction=ways[1], jump=jump),
+        Event(lambda t, z: (z**2).sum(-1) - 3.0 - level[2], direction=ways[2]),
+    ]
+    events = [kinds[i] for i in order]
+    options = {"rtol": 1e-9, "atol": 1e-10, "solver": ("tsit5", "dop853")[seed % 2]}
+    sol = solve(field, z0, times, speed, t0=t0, events=events, batched_args=True, **options, **PER)
+    for b in range(count):
+        one = solve(field, z0[b], times[b], speed[b], t0=float(t0[b]), events=events, **options)
+        assert sol.retcodes[b] is one.retcode
+        torch.testing.assert_close(sol.zs[:, b], one.zs, rtol=0, atol=1e-9, equal_nan=True)
+        torch.testing.assert_close(sol.t_final[b], one.t_final, rtol=0, atol=1e-9)
+        for record, alone in zip(sol.events, one.events, strict=True):
+            own = record.of(b)
+            torch.testing.assert_close(own.times, alone.times, rtol=0, atol=1e-9)
+            torch.testing.assert_close(own.states_after, alone.states_after, rtol=0, atol=1e-9)
+
+
 @pytest.fixture(scope="module")
 def by_differences():
     torch.set_default_dtype(torch.float64)
@@ -319,6 +360,14 @@ def test_a_sample_that_fails_leaves_the_others_alone():
     assert sol.zs[-1, 1].item() == pytest.approx(0.1 / 0.7, rel=1e-5)
     slope = (0.1 / 0.7) ** 2 / 0.1**2
     assert grad.tolist() == [[0.0], [pytest.approx(slope, rel=1e-4)]]
+
+
+def test_a_sample_that_begins_with_nan_fails_alone():
+    z0 = torch.tensor([[math.nan], [2.0]])
+    event = Event(lambda t, z: z[:, 0] - 1.0)
+    sol = solve(decay, z0, [0.0, 3.0], events=[event], throw=False, **PER)
+    assert sol.retcodes == [Retcode.NON_FINITE, Retcode.TERMINATED]
+    assert sol.t_final[1].item() == pytest.approx(math.log(2), rel=1e-5)
 
 
 def test_structures_args_and_a_field_that_closes_over_the_batch():

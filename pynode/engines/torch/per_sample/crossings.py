@@ -93,7 +93,8 @@ class RowWatch:
         values = np.stack(
             [self._call(i, everyone, t, z.detach()) for i in range(len(self.events))], axis=1
         )
-        self._check(values, moving[:, None], everyone, t)
+        finite = z.detach().isfinite().all(dim=1).cpu().numpy()  # others fail by themselves
+        self._check(values, (moving & finite)[:, None], everyone, t)
         self._last, self._sides = values, np.sign(values)
         for c in self._fired.values():
             if abs(values[c.entry, c.event]) <= c.noise:
