@@ -22,7 +22,7 @@ def test_solvers(capsys):
     assert header.split()[:3] == ["solver", "order", "adaptive"]
     assert [line.split()[0] for line in lines] == [s.name for s in pynode.solvers()]
     (tsit5,) = (line for line in lines if line.startswith("tsit5"))
-    assert tsit5.split()[1:5] == ["5", "yes", "no", "torch"]
+    assert tsit5.split()[1:6] == ["5", "yes", "no", "torch,", "julia"]
 
 
 def test_sensitivities(capsys):

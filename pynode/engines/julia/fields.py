@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import warnings
@@ -18,7 +19,7 @@ from pynode.engines.julia.calls import bridge
 from pynode.engines.julia.julia_field import JuliaField
 from pynode.engines.torch.adjoints.vjp import VJP
 from pynode.errors import InputError
-from pynode.field import FlatField, trainable_tensors
+from pynode.field import FlatField, closed_over_trainables, trainable_tensors
 from pynode.lowering import lower
 from pynode.solution import Statistics
 from pynode.state import StateLayout
@@ -76,6 +77,8 @@ class RemoteFields:
         self._programs = weakref.WeakKeyDictionary()
         self._sources: weakref.WeakKeyDictionary[Any, RemoteField]
         self._sources = weakref.WeakKeyDictionary()
+        self._found: weakref.WeakKeyDictionary[Any, tuple[tuple[int, ...], list[Tensor]]]
+        self._found = weakref.WeakKeyDictionary()
 
     def get(
         self, field: FlatField, z0: Tensor, t0: float, way: str, stiff: bool, each: bool
@@ -111,16 +114,29 @@ class RemoteFields:
             own = FlatField(field.fn, layout, field.args, Statistics())
             like = like[0]
         names = ("f", "vjp_z", "vjp_p", *(("jac", "tgrad") if stiff else ()))
-        lowered = lower(own, like, t0, names)
+        found = self._trainable(field, z0, t0)
+        lowered = lower(own, like, t0, names, tensors=found)
         last = lowered.programs[names[-1]]
-        count = len(lowered.tensors) - len(_floating(field.args))
-        found = list(lowered.tensors[:count])
         if last not in self._programs:
             if each:
                 check_samples(field, own, z0, t0)
             number = bridge().open_program(json.dumps(lowered.to_json()))
             self._programs[last] = RemoteField(number, found, each)
         return self._programs[last]
+
+    def _trainable(self, field: FlatField, z0: Tensor, t0: float) -> list[Tensor]:
+        """What the field depends on beside args; found anew if it holds other tensors now.
+
+        To find it takes an evaluation, which would cost as much as a whole small solve.
+        """
+        held = tuple(id(x) for x in closed_over_trainables(field.fn))
+        known = self._found.get(field.fn)
+        if known is None or known[0] != held:
+            quiet = FlatField(field.fn, field.layout, field.args, Statistics())
+            known = held, trainable_tensors(quiet, t0, z0.detach())[0]
+            with contextlib.suppress(TypeError):  # without weak references nothing is kept
+                self._found[field.fn] = known
+        return known[1]
 
 
 def check_samples(field: FlatField, own: FlatField, z0: Tensor, t0: float) -> None:
