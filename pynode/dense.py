@@ -15,7 +15,7 @@ from pynode.state import State, StateLayout
 from pynode.times import OwnTimes
 
 if TYPE_CHECKING:
-    from pynode.engines.torch.per_sample.trajectory import RowTrajectory
+    from pynode.engines.torch.per_sample.trajectory import JoinedRows, RowTrajectory
 
 
 class DenseOutput:
@@ -61,7 +61,7 @@ class OwnDenseOutput:
 
     def __init__(
         self,
-        trajectory: RowTrajectory,
+        trajectory: RowTrajectory | JoinedRows,
         layout: StateLayout,
         times: OwnTimes,
         z0: State,

@@ -26,7 +26,8 @@ from pynode.engines.torch.failures import together
 from pynode.engines.torch.per_sample.crossings import RowWatch
 from pynode.engines.torch.per_sample.engine import PerSampleEngine
 from pynode.engines.torch.per_sample.field import At, RowField
-from pynode.engines.torch.per_sample.trajectory import RowTrajectory
+from pynode.engines.torch.per_sample.outputs import as_index
+from pynode.engines.torch.per_sample.trajectory import JoinedRows, RowTrajectory
 from pynode.errors import GradientError
 from pynode.events import Event, EventRecord
 from pynode.options import SolveOptions
@@ -113,9 +114,8 @@ class RowHybrid:
             end=(self.t, layout.restore(self.z.reshape(-1))),
         )
         if self._stretches:
-            joined: Any = _Joined(
-                self._stretches, times.start, np.stack(self._ends), times.direction
-            )
+            ends = np.stack(self._ends)
+            joined = JoinedRows(self._stretches, times.start, ends, times.direction)
             z0 = self.problem.z0
             solution.dense = OwnDenseOutput(joined, layout, times, z0, self._no_gradient)
         return solution
@@ -124,7 +124,7 @@ class RowHybrid:
         """The problem from where the samples are; those that have ended stay there."""
         if not self._outputs:
             return self.problem
-        (going,) = _on(self.z, self.active.copy())  # autograd keeps it
+        (going,) = as_index(self.z, self.active.copy())  # autograd keeps it
         z = torch.where(going.unsqueeze(1), self.z, self.z.detach())
         t = torch.where(going.to(self.t.device), self.t, self.t.detach())
         done = np.where(self.active, self._done, self.times.counts)
@@ -138,7 +138,7 @@ class RowHybrid:
         reached = now.outputs.numpy()
         sample = np.repeat(np.arange(self.rows), reached)
         slot = np.arange(len(sample)) - np.repeat(np.cumsum(reached) - reached, reached)
-        self._outputs.append((slot + self._done[sample], sample, zs[_on(zs, slot, sample)]))
+        self._outputs.append((slot + self._done[sample], sample, zs[as_index(zs, slot, sample)]))
         for name in ("outputs", "nfe", "accepted", "rejected", "attempts"):
             setattr(samples, name, getattr(samples, name) + getattr(now, name))
         stopped = ~np.isnan(watch.stop)
@@ -147,13 +147,13 @@ class RowHybrid:
         complete = np.setdiff1d(complete, failed)
         last = self.times.counts - 1
         if len(complete):
-            t = self.times.t[_on(self.times.t, complete, last[complete])]
-            index = _on(zs, (last - self._done)[complete], complete)
+            t = self.times.t[as_index(self.times.t, complete, last[complete])]
+            index = as_index(zs, (last - self._done)[complete], complete)
             self._put(complete, t, zs[index])
         if failed:
             final = part.forward.final.detach().reshape(self.rows, -1)
             rows = np.array(failed)
-            self._put(rows, now.t[failed], final[_on(final, rows)])
+            self._put(rows, now.t[failed], final[as_index(final, rows)])
             for row in failed:
                 self._fail(row, now.retcodes[row], now.messages[row])
         for row, name in watch.stalled.items():
@@ -211,7 +211,7 @@ class RowHybrid:
                 watch, field, self.problem.events[event], some, t[some], marks[some]
             )
             if moved is not None:
-                (index,) = _on(marks, np.array(some))
+                (index,) = as_index(marks, np.array(some))
                 shifts = shifts.index_copy(0, index.to(t.device), moved[0])
                 slopes = slopes.index_copy(0, index, moved[1])
                 shifted = True
@@ -289,7 +289,7 @@ class RowHybrid:
             self._carry([i for i in some if first[found[i].entry] != i], found, t)
             if events[event].jump is not None:
                 self._apply(events[event], rows)
-            places, at = _on(z, np.array(some), rows)
+            places, at = as_index(z, np.array(some), rows)
             after = after.index_copy(0, places, self.z[at])
         return after
 
@@ -298,7 +298,7 @@ class RowHybrid:
         if not some or not (t.requires_grad or self.t.requires_grad):
             return
         rows = np.array([found[i].entry for i in some])
-        (at,) = _on(self.z, rows)
+        (at,) = as_index(self.z, rows)
         times, z = t[some], self.z[at]
         with torch.no_grad():
             moment = At(times.detach().to("cpu", torch.float64).numpy(), rows)
@@ -308,7 +308,7 @@ class RowHybrid:
 
     def _apply(self, event: Event, rows: np.ndarray) -> None:
         mask = torch.zeros(self.rows, dtype=torch.bool, device=self.z.device)
-        mask[_on(mask, rows)] = True
+        mask[as_index(mask, rows)] = True
         column = mask.unsqueeze(1)
         # The others are there to fill the batch: nothing of them may reach a gradient.
         z = torch.where(column, self.z, torch.nan_to_num(self.z.detach()))
@@ -320,7 +320,7 @@ class RowHybrid:
 
     def _put(self, rows: np.ndarray, t: Tensor, z: Tensor) -> None:
         """Where some samples are now."""
-        (at,) = _on(self.z, rows)
+        (at,) = as_index(self.z, rows)
         t = t.to(self.t.device, self.time_dtype)
         self.t = self.t.index_copy(0, at.to(self.t.device), t)
         self.z = self.z.index_copy(0, at, z)
@@ -341,7 +341,7 @@ class RowHybrid:
         slots, samples, values = zip(*self._outputs, strict=True)
         found = torch.cat(values)
         zs = found.new_full((self.times.values.shape[1], *self.z.shape), float("nan"))
-        where = _on(found, np.concatenate(slots), np.concatenate(samples))
+        where = as_index(found, np.concatenate(slots), np.concatenate(samples))
         return zs.index_put(where, found).reshape(len(zs), -1)
 
     def _record(self, event: Event, firings: list[_Firings]) -> EventRecord:
@@ -392,47 +392,6 @@ class _Firings:
     after: Tensor
 
 
-class _Log:
-    """What dense output asks a trajectory's log for: where each sample began and ended."""
-
-    def __init__(self, start: np.ndarray, t: np.ndarray) -> None:
-        self.start, self.t = start, t
-
-
-class _Joined:
-    """Dense output of several rounds; at an event it is that before it.
-
-    Args:
-        start: (B,), initial times.
-        ends: (rounds, B), where each sample was at the end of each.
-        direction: (B,).
-    """
-
-    def __init__(
-        self,
-        stretches: list[RowTrajectory],
-        start: np.ndarray,
-        ends: np.ndarray,
-        direction: np.ndarray,
-    ) -> None:
-        self._stretches = stretches
-        self.log = _Log(start, ends[-1])
-        self._keys, self._direction = ends * direction, direction
-
-    def at(self, t: np.ndarray, rows: np.ndarray) -> Tensor:
-        """The states (m, D) of samples ``rows`` (m,) at times ``t`` (m,)."""
-        late = self._keys[:, rows] < t * self._direction[rows]
-        stretch = np.minimum(late.sum(axis=0), len(self._keys) - 1)
-        order = np.argsort(stretch, kind="stable")
-        parts = []
-        for i, trajectory in enumerate(self._stretches):
-            some = order[stretch[order] == i]
-            parts.append(trajectory.at(t[some], rows[some]))
-        found = torch.cat(parts)
-        back = torch.from_numpy(np.argsort(order, kind="stable")).to(found.device)
-        return found[back]
-
-
 class _Refused(torch.autograd.Function):
     """Zeros, of which some have no gradient."""
 
@@ -454,7 +413,3 @@ class _Refused(torch.autograd.Function):
                 "follows, has no derivative there"
             )
         return torch.zeros_like(grad), None, None, None, None
-
-
-def _on(like: Tensor, *indices: np.ndarray) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(i).to(like.device) for i in indices)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pynode.engines.torch.crossings import Crossing
 from pynode.engines.torch.per_sample.integrate import in_order
+from pynode.engines.torch.per_sample.outputs import as_index
 from pynode.times import OwnTimes
 
 
@@ -52,8 +53,8 @@ class Merged:
         """Outputs (T, B·D), NaN where they were not reached, and marks (M, D)."""
         samples, slots = self._shape
         every = every.reshape(self.width, samples, -1)
-        slot, sample, place = _on(every, *self._outputs)
-        rows, at = _on(every, *self._marks)
+        slot, sample, place = as_index(every, *self._outputs)
+        rows, at = as_index(every, *self._marks)
         zs = every.new_full((slots, samples, every.shape[2]), float("nan"))
         zs = zs.index_put((slot, sample), every[place, sample])
         return zs.reshape(slots, -1), every[at, rows]
@@ -62,13 +63,9 @@ class Merged:
         """Cotangents (T', B·D) from those of outputs (T, B·D) and marks (M, D)."""
         samples, slots = self._shape
         outputs = outputs.reshape(slots, samples, -1)
-        slot, sample, place = _on(outputs, *self._outputs)
-        rows, at = _on(outputs, *self._marks)
+        slot, sample, place = as_index(outputs, *self._outputs)
+        rows, at = as_index(outputs, *self._marks)
         every = outputs.new_zeros((self.width, samples, outputs.shape[2]))
         every.index_put_((place, sample), outputs[slot, sample], accumulate=True)
         every.index_put_((at, rows), marks.to(every), accumulate=True)
         return every.reshape(self.width, -1)
-
-
-def _on(like: Tensor, *indices: np.ndarray) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(i).to(like.device) for i in indices)

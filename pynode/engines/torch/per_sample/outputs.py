@@ -194,3 +194,8 @@ def pairs(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
     both = np.empty(len(rows), dtype=np.complex128)
     both.real, both.imag = rows, keys
     return both
+
+
+def as_index(like: Tensor, *indices: np.ndarray) -> tuple[Tensor, ...]:
+    """Arrays as an index into tensors like ``like``; their memory is shared."""
+    return tuple(torch.from_numpy(i).to(like.device) for i in indices)
