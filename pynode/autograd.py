@@ -12,7 +12,9 @@ from torch.utils import _pytree as pytree
 from pynode.engines import engine as engine_named
 from pynode.engines.torch.crossings import Watch
 from pynode.engines.torch.engine import Forward, TorchEngine
+from pynode.engines.torch.per_sample.crossings import RowWatch
 from pynode.engines.torch.per_sample.engine import PerSampleEngine
+from pynode.engines.torch.per_sample.marks import Merged
 from pynode.errors import GradientError, SolveError
 from pynode.field import FlatField, trainable_tensors
 from pynode.field import closed_over_trainables as closed_over
@@ -29,6 +31,8 @@ from pynode.time_gradients import (
 )
 from pynode.times import Times
 from pynode.transforms import transforms_active
+
+AnyWatch = Watch | RowWatch
 
 
 @dataclass
@@ -52,6 +56,7 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
     """Solve a problem without events, with gradients as the sensitivity says.
 
     Raises:
+        GradientError: steps per sample under a torch.func transform.
         SolveError: the solve failed and ``options.throw`` is set.
     """
     if options.step_control == "per_sample" and transforms_active():
@@ -92,21 +97,32 @@ def _engine(options: SolveOptions) -> Any:
 
 
 def integrate(
-    problem: ODEProblem, options: SolveOptions, stats: Statistics, watch: Watch | None = None
+    problem: ODEProblem,
+    options: SolveOptions,
+    stats: Statistics,
+    watch: AnyWatch | None = None,
+    engine: TorchEngine | None = None,
 ) -> Part:
-    """Solve on flat states, up to an event that ends it where there is a ``watch``."""
+    """Solve on flat states, up to an event that ends it where there is a ``watch``.
+
+    Args:
+        engine: the one that the options name, where it is to be used again.
+    """
     device = problem.layout.device
     autocast = active_autocast(device)
-    field = _engine(options).field(problem, options, problem.args, stats, autocast)
+    engine = engine or _engine(options)
+    field = engine.field(problem, options, problem.args, stats, autocast)
     with without_autocast(device):
-        return _integrate(problem, options, field, watch)
+        return _integrate(engine, problem, options, field, watch)
 
 
 def _integrate(
-    problem: ODEProblem, options: SolveOptions, field: FlatField, watch: Watch | None
+    engine: TorchEngine,
+    problem: ODEProblem,
+    options: SolveOptions,
+    field: FlatField,
+    watch: AnyWatch | None,
 ) -> Part:
-    engine = engine_named(options.engine)
-    engine = _engine(options)
     z0 = problem.layout.flatten(problem.z0)
     if options.sensitivity == "discrete" and options.checkpoints is None:
         return _taped(engine, problem, options, field, z0, watch)
@@ -126,7 +142,7 @@ def _plain(
     options: SolveOptions,
     field: FlatField,
     z0: Tensor,
-    watch: Watch | None,
+    watch: AnyWatch | None,
     first: Tensor | None = None,
 ) -> Part:
     """No gradients: the engine's fastest way."""
@@ -144,7 +160,7 @@ def _taped(
     options: SolveOptions,
     field: FlatField,
     z0: Tensor,
-    watch: Watch | None,
+    watch: AnyWatch | None,
 ) -> Part:
     """Discrete gradients: autograd follows the engine's steps."""
     times = problem.times
@@ -209,7 +225,7 @@ class _Call:
     leaves: list[Tensor]
     closed_over: list[int]
     first: Tensor | None
-    watch: Watch | None
+    watch: AnyWatch | None
     forward: Forward | None = None
 
 
@@ -219,7 +235,7 @@ def _with_adjoint(
     options: SolveOptions,
     field: FlatField,
     z0: Tensor,
-    watch: Watch | None,
+    watch: AnyWatch | None,
 ) -> Part:
     """Gradients by the engine's own backward pass."""
     times = problem.times
@@ -289,7 +305,14 @@ def _backward(
     assert forward is not None
     grad, z0 = grad.contiguous(), z0.detach()
     asked, zs_asked, grad_asked = problem, zs, grad
-    if call.watch is not None:
+    if isinstance(call.watch, RowWatch):
+        assert forward.samples is not None and grad_marks is not None
+        merged = Merged(problem.times, forward.samples.outputs.numpy(), call.watch.found)
+        asked = problem.with_times(merged.times)
+        zs_asked, grad_asked = zs[:1], merged.join(torch.nan_to_num(grad), grad_marks)
+        reached = torch.from_numpy(merged.counts)
+        forward = replace(forward, samples=replace(forward.samples, outputs=reached))
+    elif call.watch is not None:
         assert marks is not None and grad_marks is not None
         asked, order = _with_marks(problem, forward.reached, call.watch)
         zs_asked = torch.cat([zs[: forward.reached], marks.detach()])[order]
@@ -315,7 +338,7 @@ def _with_marks(problem: ODEProblem, reached: int, watch: Watch) -> tuple[ODEPro
 def _output_times(call: _Call, field: FlatField, zs: Tensor, grad: Tensor) -> Tensor:
     problem, forward = call.problem, call.forward
     assert forward is not None
-    if call.watch is None:
+    if not isinstance(call.watch, Watch):
         return output_time_gradient(field, problem, zs, grad)
     grad_t, n = torch.zeros_like(problem.times.t), forward.reached
     if n:

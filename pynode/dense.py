@@ -15,7 +15,7 @@ from pynode.state import State, StateLayout
 from pynode.times import OwnTimes
 
 if TYPE_CHECKING:
-    from pynode.engines.torch.per_sample.trajectory import RowTrajectory
+    from pynode.engines.torch.per_sample.trajectory import JoinedRows, RowTrajectory
 
 
 class DenseOutput:
@@ -55,24 +55,24 @@ class DenseOutput:
 class OwnDenseOutput:
     """The same where each sample has steps, and a span, of its own.
 
-    Args:
-        no_gradient: as for :class:`DenseOutput`.
+    Attributes:
+        trajectory, no_gradient: as of :class:`DenseOutput`.
     """
 
     def __init__(
         self,
-        trajectory: RowTrajectory,
+        trajectory: RowTrajectory | JoinedRows,
         layout: StateLayout,
         times: OwnTimes,
         z0: State,
         no_gradient: str,
     ) -> None:
-        self._trajectory = trajectory
+        self.trajectory = trajectory
         self._layout, self._times, self._z0 = layout, times, z0
-        self._no_gradient = no_gradient
+        self.no_gradient = no_gradient
 
     def __call__(self, s: float | Tensor) -> State:
-        s = _checked(s, self._no_gradient)
+        s = _checked(s, self.no_gradient)
         samples = self._times.samples
         if s.ndim and s.shape[-1] not in (1, samples):
             raise InputError(
@@ -97,13 +97,13 @@ class OwnDenseOutput:
             )
 
     def _at(self, t: np.ndarray) -> Tensor:
-        log, direction = self._trajectory.log, self._times.direction
+        log, direction = self.trajectory.log, self._times.direction
         rows = np.broadcast_to(np.arange(t.shape[1]), t.shape)
         reached = t * direction <= log.t * direction
         still = (t == log.start) & reached
         moving = reached & ~still
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._no_gradient):
-            inside = self._trajectory.at(t[moving], rows[moving])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.no_gradient):
+            inside = self.trajectory.at(t[moving], rows[moving])
             values = inside.new_full((*t.shape, inside.shape[1]), float("nan"))
             where = [torch.from_numpy(i).to(inside.device) for i in np.nonzero(moving)]
             values = values.index_put(tuple(where), inside)

@@ -26,12 +26,17 @@ class Event:
     Attributes:
         condition: g(t, z), g(t, z, args) or g(z), returning a 0-d tensor; or (K,), K conditions
             that are watched apart (one for each sample, say), of an event that is not terminal.
+            With ``step_control="per_sample"`` it is called with t (B,) and z (B, ...) of all
+            samples, each at a time of its own (one that has ended stays where it ended), and
+            returns (B,), each entry of its sample alone.
         direction: +1 fires where g rises through zero, -1 where it falls, 0 at both, seen in the
             direction of integration.
-        terminal: the solve ends here; default: unless there is a ``jump``.
+        terminal: the solve (with steps per sample: of this sample) ends here; default: unless
+            there is a ``jump``.
         jump: z⁺ = jump(t, z, args), in the structure of z, with which the solve goes on (t and
             args may be left out, as in ``condition``). A parameter named ``mask`` receives, as a
-            boolean tensor of the condition's shape, which of its entries crossed.
+            boolean tensor of the condition's shape, which of its entries crossed. With steps per
+            sample, samples that did not cross keep their states whatever it returns.
         name: for messages and the record; default: the condition's own name.
 
     Raises:
@@ -99,8 +104,41 @@ class Event:
             )
         return value.reshape(-1)
 
-    def after(self, t: Tensor, z: State, args: Any, mask: Tensor, layout: StateLayout) -> State:
+    def of_samples(self, t: Tensor, z: State, args: Any) -> Tensor:
+        """The condition of each sample (B,) at times (B,).
+
+        Raises:
+            EventError: it returned something else than real numbers (B,).
+        """
+        value = self._condition(t, z, args)  # type: ignore[attr-defined]
+        what = f"the condition of event {self.name!r} returned"
+        if not isinstance(value, Tensor):
+            raise EventError(f"{what} a {type(value).__name__}: return a tensor of shape (B,)")
+        if value.shape != t.shape:
+            raise EventError(
+                f"{what} shape {tuple(value.shape)} for {len(t)} samples: with steps per sample it "
+                f"is called with t of shape {tuple(t.shape)} and all samples' states, and must "
+                f"return {tuple(t.shape)}, one number a sample"
+            )
+        if not value.is_floating_point():
+            raise EventError(
+                f"{what} dtype {value.dtype}: return real numbers that change sign at the event"
+            )
+        return value
+
+    def after(
+        self,
+        t: Tensor,
+        z: State,
+        args: Any,
+        mask: Tensor,
+        layout: StateLayout,
+        per_sample: bool = False,
+    ) -> State:
         """The state that the jump makes of z.
+
+        Args:
+            per_sample: only the samples in ``mask`` matter.
 
         Raises:
             EventError: it does not fit the state.
@@ -123,10 +161,11 @@ class Event:
                 f"the jump of event {self.name!r} returned {got}, but the state is a "
                 f"{layout.describe()}: return a state"
             )
+        if per_sample:
+            leaves, t = [x[mask] for x in leaves], t[mask]
         if not all(bool(x.detach().isfinite().all()) for x in leaves):
-            raise EventError(
-                f"the jump of event {self.name!r} returned NaN or infinity at t={float(t):.6g}"
-            )
+            at = ", ".join(f"t={s:.6g}" for s in t.detach().reshape(-1)[:3].tolist())
+            raise EventError(f"the jump of event {self.name!r} returned NaN or infinity at {at}")
         return new
 
 
@@ -174,10 +213,12 @@ class EventRecord:
 
     Attributes:
         name: the event's.
-        times: (n,), when it fired, in the order of the solve.
+        times: (n,), when it fired, in the order of the solve; with steps per sample those of one
+            sample after those of another.
         states: (n, *z0.shape), the states then, before any jump, in the structure of z0.
         states_after: the states after its jump; the same where it has none.
-        entries: (n,) whole numbers, which entry of a (K,) condition crossed; 0 for a 0-d one.
+        entries: (n,) whole numbers, which entry of a (K,) condition, or which sample with steps
+            per sample, crossed; 0 for a 0-d condition.
     """
 
     name: str
@@ -190,7 +231,7 @@ class EventRecord:
         return len(self.times)
 
     def of(self, entry: int) -> EventRecord:
-        """The firings of one entry of a (K,) condition only."""
+        """The firings of one entry of a (K,) condition, or of one sample, only."""
         at = (self.entries == entry).nonzero().reshape(-1)
 
         def pick(x: Tensor) -> Tensor:

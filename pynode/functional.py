@@ -87,7 +87,7 @@ def ensemble(
         params: any nest of tensors (B, ...), each trajectory's own parameters. (What all share,
             the field may hold itself.)
         t0: one time, or (B,), at which z0s hold; default: the first times.
-        options: as for :func:`solve`.
+        options: as for :func:`solve`, ``events`` among them.
 
     Returns:
         A :class:`pynode.Solution` with ``zs`` of shape (T, B, ...), and how each trajectory ended

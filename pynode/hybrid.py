@@ -34,6 +34,7 @@ from pynode.engines.torch.trajectory import Trajectory
 from pynode.errors import GradientError, InputError, SolveError
 from pynode.events import Event, record
 from pynode.field import FlatField
+from pynode.hybrid_per_sample import RowHybrid
 from pynode.options import SolveOptions
 from pynode.precision import active_autocast
 from pynode.problem import ODEProblem
@@ -54,12 +55,26 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
     if not problem.events:
         return autograd.run(problem, options)
     _check(problem, options)
+    if options.step_control == "per_sample":
+        return _run_per_sample(problem.per_sample(), options)
     hybrid = Hybrid(problem, options)
     retcode, message, sample = hybrid.solve()
     solution = hybrid.solution(retcode, message)
     if options.throw and not solution.success:
         reached = float(hybrid.t.detach())
         raise SolveError(message, str(retcode), reached, sample, solution)
+    return solution
+
+
+def _run_per_sample(problem: ODEProblem, options: SolveOptions) -> Solution:
+    rows = RowHybrid(problem, options)
+    message, sample = rows.solve()
+    solution = rows.solution(message)
+    if options.throw and not solution.success:
+        assert sample is not None
+        reached = float(rows.samples.t[sample])
+        failed = rows.samples.failed
+        raise SolveError(message, str(solution.retcode), reached, sample, solution, failed)
     return solution
 
 
@@ -79,15 +94,11 @@ def _check(problem: ODEProblem, options: SolveOptions) -> None:
         raise InputError(f"engine={options.engine!r} has no events yet: use engine='torch'")
     if options.sensitivity == "reversible":
         raise InputError("sensitivity='reversible' has no events: use 'discrete' or 'gauss'")
-    if options.step_control != "joint":
+    if options.step_control == "joint" and problem.times.per_sample:
         raise InputError(
-            f"step_control={options.step_control!r} has no events yet: use 'joint', where one "
-            "event that is not terminal may watch a condition for each sample"
-        )
-    if problem.times.per_sample:
-        raise InputError(
-            "events need times (T,) that all samples share: give the union of the samples' times "
-            "and pick each sample's own from zs, or use sol(s)"
+            "with one step size for the whole batch, events need times (T,) that all samples "
+            "share: use step_control='per_sample', or give the union of the samples' times and "
+            "pick each sample's own from zs, or use sol(s)"
         )
     if transforms_active():
         raise GradientError(

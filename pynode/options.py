@@ -67,7 +67,8 @@ class SolveOptions:
             one entry a sample (True), or belong to all samples (False); default: found out, where
             there are such tensors.
         max_steps: largest number of attempted steps; of each sample with steps per sample.
-        max_events: largest number of times that events may change the state.
+        max_events: largest number of times that events may change the state; of each sample with
+            steps per sample.
         adaptive: choose step sizes by the error estimate; default: whenever the solver has one.
         dt: the step size where steps are fixed, the first step size where they are adaptive
             (default: chosen after Hairer, Norsett, Wanner, Solving ODEs I, section II.4).
@@ -87,7 +88,8 @@ class SolveOptions:
         adjoint_rtol, adjoint_atol, adjoint_solver, adjoint_max_steps: of the adjoint's own
             solve; default: as forward.
         adjoint_seminorm: leave the parameters' gradient out of the adjoint's error norm (Kidger,
-            Chen, Lyons 2021, "Hey, that's not an ODE": fewer steps).
+            Chen, Lyons 2021, "Hey, that's not an ODE": fewer steps). Of ``interpolating`` and
+            ``backsolve``.
         through_steps: for ``discrete``: differentiate through the choice of step sizes as well, so
             that gradients are those of the whole computation. By default step sizes count as
             given, which leaves out a part of the size of the tolerance. Of use where tolerances are
@@ -219,18 +221,19 @@ class SolveOptions:
                 f"controller={self.controller!r} and safety={self.safety!r} have no meaning for "
                 "fbdf, which chooses order and step size together: leave them out"
             )
-        heavy = self.sensitivity in ("backsolve", "interpolating")
-        if backward.stiff and heavy and self.engine == "julia":
-            warnings.warn(
-                f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} solves "
-                "linear systems of the size of all parameters: 'gauss' is far faster",
-                stacklevel=4,
-            )
-        elif backward.stiff and heavy:
+        if backward.stiff and self.engine == "julia":
+            if self.sensitivity in ("backsolve", "interpolating"):
+                warnings.warn(
+                    f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} "
+                    "solves linear systems of the size of all parameters: 'gauss' is far faster",
+                    stacklevel=4,
+                )
+        elif backward.stiff and self.sensitivity == "backsolve":
             raise InputError(
-                f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} would "
-                "need a Jacobian of the size of all parameters: use 'gauss', 'quadrature' or "
-                "'discrete', or give an explicit adjoint_solver"
+                f"sensitivity='backsolve' with the stiff solver {backward.name} would need a "
+                "Jacobian of state and adjoint together, and integrate backwards what decays "
+                "forwards: use 'gauss', 'interpolating', 'quadrature' or 'discrete', or give an "
+                "explicit adjoint_solver"
             )
         exact = self.sensitivity in ("discrete", "reversible")
         if backward.separable and not exact:

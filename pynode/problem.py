@@ -71,9 +71,16 @@ class ODEProblem:
         object.__setattr__(self, "_times", times)
         object.__setattr__(self, "events", checked(self.events))
 
-    def with_times(self, times: Times) -> ODEProblem:
+    def with_times(self, times: Times | OwnTimes) -> ODEProblem:
         """The same problem, asked for other times."""
         other = copy.copy(self)
+        object.__setattr__(other, "_times", times)
+        return other
+
+    def stretch(self, z0: State, times: OwnTimes) -> ODEProblem:
+        """The same problem from other states at other times on."""
+        other = copy.copy(self)
+        object.__setattr__(other, "z0", z0)
         object.__setattr__(other, "_times", times)
         return other
 

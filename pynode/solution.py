@@ -121,7 +121,8 @@ class Solution:
             times, ``zs[i, b]`` is sample b at ``ts[b, i]``, NaN where ``ts`` is padded. Times
             that a solve did not reach, since it failed or an event ended it, hold NaN.
         stats: counts of evaluations and steps.
-        retcode: how the solve ended; with steps per sample, how the worst sample did.
+        retcode: how the solve ended; with steps per sample, how the worst sample did, and
+            ``terminated`` only if events ended all.
         samples: how each sample ended, with ``step_control="per_sample"``; else None.
         message: for a solve that failed, where, why, and what to try; else empty.
         events: one record for each event, in the order in which they were given.
@@ -144,7 +145,9 @@ class Solution:
 
     @property
     def t_final(self) -> Tensor:
-        """0-d: the time at which the solve ended, differentiable: a terminal event's or the last.
+        """The time at which the solve ended, differentiable: a terminal event's or the last.
+
+        0-d; with events and steps per sample (B,), each sample's own.
 
         Raises:
             InputError: each sample ended at a time of its own.

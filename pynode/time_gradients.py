@@ -58,7 +58,7 @@ def output_slopes(field: FlatField, problem: ODEProblem, zs: Tensor) -> Tensor:
 def _own_slopes(field: FlatField, times: OwnTimes, zs: Tensor) -> Tensor:
     """The same where the field takes each sample's own time: one evaluation for each slot."""
     slopes = torch.zeros_like(zs)
-    start = zs.reshape(len(zs), times.samples, -1)[0]
+    start = torch.nan_to_num(zs.reshape(len(zs), times.samples, -1)[0])
     for i, z in enumerate(zs.reshape(len(zs), times.samples, -1)):
         known = ~z.isnan().any(dim=1, keepdim=True)
         t = np.where(known.squeeze(1).cpu().numpy(), times.values[:, i], times.start)

@@ -164,6 +164,32 @@ class OwnTimes:
         key = np.where(np.isnan(path), -np.inf, path * self.direction[:, None])
         self.end = np.take_along_axis(path, key.argmax(axis=1)[:, None], axis=1)[:, 0]
 
+    def rest(self, t0: Tensor, done: np.ndarray) -> OwnTimes:
+        """The times after the first ``done`` (B,), from ``t0`` (B,) on; directions stay.
+
+        A sample that has none left is not integrated.
+        """
+        slots = self.values.shape[1]
+        place = np.arange(slots) + done[:, None]
+        known = (place < slots) & (done < self.counts)[:, None]
+        place = np.minimum(place, slots - 1)
+        index = torch.from_numpy(place).to(self.t.device)
+        mask = torch.from_numpy(known).to(self.t.device)
+        part = copy.copy(self)
+        part.t = torch.where(mask, self.t.gather(1, index), torch.nan)
+        part.t0 = t0
+        part.values = np.where(known, np.take_along_axis(self.values, place, axis=1), np.nan)
+        part.start = t0.detach().to("cpu", torch.float64).numpy()
+        left = known.any(axis=1)
+        part.direction = np.where(left, self.direction, 0.0)
+        part.end = np.where(left, self.end, part.start)
+        return part
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(B,), how many times each sample has."""
+        return (~np.isnan(self.values)).sum(axis=1)
+
     @property
     def samples(self) -> int:
         return len(self.values)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pynode.engines.torch.derivatives import StiffField
+from pynode.engines.torch.linear import lu_solve
 from pynode.errors import GradientError, InputError, SolveError
 from pynode.field import FlatField
 from pynode.state import StateLayout
@@ -227,7 +228,7 @@ class ImplicitStepper:
 
         def solve(x: Tensor) -> Tensor:
             right = x.reshape(s, rows, width).transpose(0, 1).reshape(rows, s * width, 1)
-            found = torch.linalg.lu_solve(lu, pivots, right)
+            found = lu_solve(lu, pivots, right)
             return found.reshape(rows, s, width).transpose(0, 1).reshape(s, -1)
 
         return solve

@@ -35,7 +35,8 @@ def gradients(node: NeuralODE, z0, times, args=None):
     flat = torch.cat([x.reshape(-1) for x in pytree.tree_leaves(zs)])
     weights = torch.linspace(0.5, 1.5, len(flat), dtype=flat.dtype)
     loss = (weights * flat).sin().sum() + (flat**2).sum()
-    inputs = [*leaves, times, *pytree.tree_leaves(args), *node.parameters()]
+    tensors = [] if args is None else pytree.tree_leaves(args)
+    inputs = [*leaves, times, *tensors, *node.parameters()]
     found = torch.autograd.grad(loss, inputs, allow_unused=True)
     return flat.detach(), [
         torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)

@@ -16,24 +16,20 @@ rootfinding, SIAM J. Numer. Anal. 40.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.polynomial import chebyshev
 from torch import Tensor
 
 from pynode.engines.torch.runge_kutta import Piece, RightHandSide
+from pynode.engines.torch.scan import SAME, Root, Scan, answered, chebyshev_points, keeps_sign
 from pynode.errors import EventError
 from pynode.events import Event
 from pynode.solution import Statistics
 from pynode.state import StateLayout
-
-SAME = 4
-"""Times at most this many roundings apart, in the precision of times, are one time."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,16 @@ class Crossing:
     residual: float
     noise: float
     since: float = math.inf
+
+
+def crossing(root: Root, index: int, event: int, entry: int, before: Crossing | None) -> Crossing:
+    """A root as a crossing.
+
+    Args:
+        before: that of the same condition which ended the stretch before.
+    """
+    since = math.inf if before is None else abs(root.t - before.t)
+    return Crossing(index, event, entry, root.t, root.side, root.residual, root.noise, since)
 
 
 class Watch:
@@ -126,21 +132,20 @@ class Watch:
 
     def __call__(self, piece: Piece, rhs: RightHandSide) -> bool:
         """Whether an event ends the stretch inside this step."""
-        nodes, to_coefficients = _chebyshev(max(piece.degree + 1, 4))
+        nodes, to_coefficients = chebyshev_points(max(piece.degree + 1, 4))
         times = [piece.t + piece.dt * x for x in nodes[1:-1]] + [piece.t1]
         # With gradients on as the caller has them: stages that are only made here stay.
         states = piece.at_each(times, rhs).detach()
         g = np.concatenate([self._last[None], self._at_each(times, states)])
         coefficients = to_coefficients @ g
-        rest = np.abs(coefficients[1:]).sum(axis=0) * (1.0 + 1e-9)
-        side = np.sign(coefficients[0])
-        quiet = (np.abs(coefficients[0]) > rest) & ((self._sides == 0) | (self._sides == side))
+        quiet, side = keeps_sign(coefficients, self._sides)
         self._sides[quiet] = side[quiet]
         crossings: list[Crossing] = []
         self.slack = SAME * self._eps * max(abs(piece.t), abs(piece.t1))
-        scan = _Scan(self, piece, rhs, [piece.t, *times])
-        for index in np.flatnonzero(~quiet):
-            crossings += scan(int(index), g[:, index], coefficients[:, index])
+        eps = torch.finfo(piece.z.dtype).eps
+        scan = Scan(piece.t, piece.dt, piece.t1, [piece.t, *times], eps, self.slack)
+        for index in map(int, np.flatnonzero(~quiet)):
+            crossings += self._scan(scan, index, piece, rhs, g[:, index], coefficients[:, index])
         self._last = g[-1]
         self._fired = {}
         if self.stalled is not None:
@@ -177,13 +182,33 @@ class Watch:
         """Number of entries of an event's condition."""
         return self._sizes[event]
 
-    def crossing(
-        self, index: int, t: float, side: float, residual: float, noise: float
-    ) -> Crossing:
+    def _scan(
+        self,
+        scan: Scan,
+        index: int,
+        piece: Piece,
+        rhs: RightHandSide,
+        g: np.ndarray,
+        coefficients: np.ndarray,
+    ) -> list[Crossing]:
+        """The crossings of one condition."""
+
+        def value(t: float) -> float:
+            with torch.no_grad():
+                z = piece.at(t, rhs)
+            return self.value(index, t, z)
+
+        event = self.event_of(index)
+        side, last = float(self._sides[index]), self._fired.get(index)
+        scanned = answered(scan(g, coefficients, side, event.direction, last), value)
+        self._sides[index] = scanned.side
+        if scanned.stalled:
+            self.stalled = event.name
         before = self._started.get(index)
-        since = math.inf if before is None else abs(t - before.t)
-        event, entry = self._event[index], self._entry[index]
-        return Crossing(index, event, entry, t, side, residual, noise, since)
+        return [
+            crossing(root, index, self._event[index], self._entry[index], before)
+            for root in scanned.roots
+        ]
 
     def event_of(self, index: int) -> Event:
         return self.events[self._event[index]]
@@ -232,184 +257,3 @@ class Watch:
     @staticmethod
     def _no_more_stages(t: float, z: Tensor) -> Tensor:
         raise AssertionError("the step's dense output is complete by now")
-
-
-class _Scan:
-    """The crossings of single conditions in one step."""
-
-    def __init__(
-        self, watch: Watch, piece: Piece, rhs: RightHandSide, times: Sequence[float]
-    ) -> None:
-        self.watch, self.piece, self.rhs, self.times = watch, piece, rhs, times
-        self.eps = torch.finfo(piece.z.dtype).eps
-        largest = max(abs(piece.t), abs(piece.t1))
-        self.tolerance = max(2 * math.ulp(largest), 0.5 * self.eps * largest, abs(piece.dt) * 1e-18)
-
-    def value(self, index: int, t: float) -> float:
-        with torch.no_grad():
-            z = self.piece.at(t, self.rhs)
-        return self.watch.value(index, t, z)
-
-    def __call__(self, index: int, g: np.ndarray, coefficients: np.ndarray) -> list[Crossing]:
-        watch = self.watch
-        side = float(watch._sides[index])
-        scale = float(np.abs(g).max())
-        points = [
-            *zip(self.times, g.tolist(), strict=True),
-            *self._extrema(index, side, coefficients),
-        ]
-        last = watch._fired.get(index)
-        if last is not None and side == 0.0:
-            points += self._first_moments(last)
-        points.sort(key=lambda point: point[0] * math.copysign(1.0, self.piece.dt))
-        found = []
-        direction = watch.event_of(index).direction
-        before = points[0]
-        for point in points[1:]:
-            sign = float(np.sign(point[1]))
-            if side == 0.0:
-                side = sign
-            elif sign != side:
-                if direction in (0, -side):
-                    found.append(self._locate(index, side, before, point, scale))
-                side = sign
-            before = point
-        watch._sides[index] = side
-        if last is not None and self._stalls(last, points, found):
-            watch.stalled = watch.event_of(index).name
-        return found
-
-    def _extrema(
-        self, index: int, side: float, coefficients: np.ndarray
-    ) -> list[tuple[float, float]]:
-        """Points between the nodes at which the condition may be on the other side of zero."""
-        roots = chebyshev.chebroots(chebyshev.chebder(coefficients))
-        real = roots[np.abs(roots.imag) < 1e-8].real
-        inside = real[(real > -1.0) & (real < 1.0)]
-        values = chebyshev.chebval(inside, coefficients)
-        doubt = 10.0 * abs(coefficients[-1]) + 64 * self.eps * np.abs(coefficients).sum()
-        found = []
-        nodes = np.array(self.times)
-        g = chebyshev.chebval(_to_unit(nodes, self.piece), coefficients)
-        for x, value in zip(inside.tolist(), values.tolist(), strict=True):
-            t = self.piece.t + 0.5 * (x + 1.0) * self.piece.dt
-            after = int(np.searchsorted(_to_unit(nodes, self.piece), x))
-            here = side if after <= 1 else float(np.sign(g[after - 1]))
-            if here * value <= doubt and t not in self.times:
-                found.append((t, self.value(index, t)))
-        return found
-
-    def _first_moments(self, last: Crossing) -> list[tuple[float, float]]:
-        """Points soon after the start, where a condition that has just fired leaves zero.
-
-        They find a way out and back that is short against the step, as of a ball that hardly
-        bounces any more. Dense output is exact there relative to its change.
-        """
-        found = []
-        for power in range(1, 16):
-            t = self.piece.t + self.piece.dt * 10.0**-power
-            if t != self.piece.t:
-                value = self.value(last.index, t)
-                found.append((t, value if abs(value) > last.residual else 0.0))
-        return found
-
-    def _stalls(
-        self, last: Crossing, points: list[tuple[float, float]], found: list[Crossing]
-    ) -> bool:
-        """Whether the event fires again and again without time going on.
-
-        It fires at once; or it was back after next to no time, and now goes on through zero: the
-        way out and back has become too short for the precision of numbers.
-        """
-        if found and abs(found[0].t - self.piece.t) <= self.watch.slack:
-            return True
-        first = next((g for _, g in points[1:] if g), 0.0)
-        moment = max(400 * self.eps, 1e-11) * abs(last.t)
-        return last.since <= moment and last.side * first < 0
-
-    def _locate(
-        self,
-        index: int,
-        side: float,
-        before: tuple[float, float],
-        after: tuple[float, float],
-        scale: float,
-    ) -> Crossing:
-        (_, near), (t, beyond) = bracket(
-            lambda t: self.value(index, t), before, after, side, self.tolerance
-        )
-        residual = 8.0 * max(abs(near), abs(beyond))
-        noise = residual + 64 * self.eps * scale
-        return self.watch.crossing(index, t, side, residual, noise)
-
-
-def bracket(
-    g: Callable[[float], float],
-    near: tuple[float, float],
-    beyond: tuple[float, float],
-    side: float,
-    tolerance: float,
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Narrow (t, g(t)) on one side and beyond zero until the times are ``tolerance`` apart.
-
-    Inverse quadratic interpolation or the secant, kept away from the ends so that both close in;
-    bisection whenever two steps have not halved the bracket, so it takes at most about 3·log2
-    of (width / tolerance) evaluations.
-
-    Args:
-        near: where g has the sign ``side``.
-        beyond: where it has the other sign, or is zero.
-    """
-    third: tuple[float, float] | None = None
-    width, slow, plateau = abs(beyond[0] - near[0]), 0, False
-    while True:
-        a, b = near[0], beyond[0]
-        gap = b - a
-        if abs(gap) <= tolerance or a + 0.5 * gap in (a, b):
-            return near, beyond
-        if beyond[1] == 0.0:  # the first time at which it is zero
-            x = a + 0.5 * gap if plateau else b - math.copysign(0.99 * tolerance, gap)
-            plateau = True
-        elif slow >= 2:
-            x, slow = a + 0.5 * gap, 0
-        else:
-            x = _interpolate(near, beyond, third)
-            margin = min(0.5 * tolerance, 0.5 * abs(gap))
-            fraction = min(max((x - a) / gap, margin / abs(gap)), 1.0 - margin / abs(gap))
-            x = a + fraction * gap
-        if x in (a, b):
-            x = a + 0.5 * gap
-        value = g(x)
-        if np.sign(value) == side:
-            third, near = near, (x, value)
-        else:
-            third, beyond = beyond, (x, value)
-        slow = slow + 1 if abs(beyond[0] - near[0]) > 0.5 * width else 0
-        width = abs(beyond[0] - near[0])
-
-
-def _interpolate(
-    near: tuple[float, float], beyond: tuple[float, float], third: tuple[float, float] | None
-) -> float:
-    (a, fa), (b, fb) = near, beyond
-    secant = a - fa * (b - a) / (fb - fa)
-    if third is None or third[1] in (fa, fb):
-        return secant
-    c, fc = third
-    x = (
-        a * fb * fc / ((fa - fb) * (fa - fc))
-        + b * fa * fc / ((fb - fa) * (fb - fc))
-        + c * fa * fb / ((fc - fa) * (fc - fb))
-    )
-    return x if min(a, b) < x < max(a, b) else secant
-
-
-def _to_unit(t: np.ndarray, piece: Piece) -> np.ndarray:
-    return 2.0 * (t - piece.t) / piece.dt - 1.0
-
-
-@lru_cache(maxsize=16)
-def _chebyshev(degree: int) -> tuple[list[float], np.ndarray]:
-    """Chebyshev points of [0, 1], ends included, and values there to coefficients."""
-    x = -np.cos(np.pi * np.arange(degree + 1) / degree)
-    return (0.5 * (x + 1.0)).tolist(), np.linalg.inv(chebyshev.chebvander(x, degree))

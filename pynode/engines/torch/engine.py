@@ -99,7 +99,7 @@ class TorchEngine:
         keep: int | None = None,
         taped: bool = False,
         transformed: bool = False,
-        watch: Watch | None = None,
+        watch: Any = None,
     ) -> Forward:
         """Solve for a flat state z0 (N,).
 

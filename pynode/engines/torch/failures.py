@@ -82,14 +82,19 @@ def explain_samples(
         for row, end in sorted(ends.items())
     }
     worst = min(messages, key=lambda row: (-SEVERITY.index(ends[row].retcode), row))
+    return worst, together(messages, worst, layout.rows), messages
+
+
+def together(messages: dict[int, str], worst: int, samples: int | None) -> str:
+    """One message for samples that failed, that of the ``worst`` first."""
     if len(messages) == 1:
-        return worst, messages[worst], messages
+        return messages[worst]
     named = [worst, *(row for row in messages if row != worst)]
     told = " ".join(messages[row] for row in named[:NAMED])
     rest = named[NAMED:]
     more = f" So did samples {', '.join(map(str, rest[:10]))}" if rest else ""
     more += f" and {len(rest) - 10} more" if len(rest) > 10 else ""
-    head = f"{len(messages)} of {layout.rows} samples failed, the others are complete."
-    if len(messages) == layout.rows:
-        head = f"All {layout.rows} samples failed."
-    return worst, f"{head} {told}{more + '.' if more else ''}", messages
+    head = f"{len(messages)} of {samples} samples failed, the others are complete."
+    if len(messages) == samples:
+        head = f"All {samples} samples failed."
+    return f"{head} {told}{more + '.' if more else ''}"

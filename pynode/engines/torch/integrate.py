@@ -71,6 +71,11 @@ class Integrator:
         max_steps: largest number of attempts in one run.
         dt: first (or fixed) step size; None to have it chosen.
         callbacks: functions of flat states that are called at each step.
+
+    Attributes:
+        accepted, rejected: attempts in all runs.
+        beside: the error, in units of the tolerance, of what is integrated beside the state, if
+            there is such: asked for each step that the state's own error allows.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Integrator:
         self._callbacks = callbacks or StepCallbacks()
         self.accepted = 0
         self.rejected = 0
+        self.beside: Callable[[Piece], float] | None = None
         self._limit = max_steps
         self._begun = False
 
@@ -181,6 +187,8 @@ class Integrator:
             return piece.failure
         if self.norm is not None:
             error = self.norm.of_step(piece, self.stepper.coefficients)
+            if self.beside is not None and error <= 1.0:
+                error = max(error, self.beside(piece))
             forced = self.control is not None and abs(piece.dt) <= self.control.dt_min
             return min(error, 1.0) if forced and math.isfinite(error) else error
         z1 = piece.z1.detach()

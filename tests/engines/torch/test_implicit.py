@@ -389,7 +389,7 @@ def test_what_these_solvers_refuse(solver):
     with pytest.raises(InputError, match="checkpoints"):
         NeuralODE(field, solver=solver, checkpoints=4)
     with pytest.raises(InputError, match="gauss"):
-        NeuralODE(field, solver=solver, sensitivity="interpolating")
+        NeuralODE(field, solver=solver, sensitivity="backsolve")
     if solver == "fbdf":
         with pytest.raises(InputError, match="controller"):
             NeuralODE(field, solver=solver, controller="pid")

@@ -268,11 +268,10 @@ def test_stiff_neural_ode_trains_with_the_default_sensitivity():
     assert losses[-1] < 0.2 * losses[0]
 
 
-@pytest.mark.parametrize("sensitivity", ["interpolating", "backsolve"])
-def test_sensitivities_that_would_need_huge_jacobians_are_refused(sensitivity):
+def test_a_sensitivity_that_would_need_huge_jacobians_is_refused():
     with pytest.raises(InputError, match="gauss"):
-        NeuralODE(robertson, solver="rodas5p", sensitivity=sensitivity)
-    NeuralODE(robertson, solver="rodas5p", sensitivity=sensitivity, adjoint_solver="tsit5")
+        NeuralODE(robertson, solver="rodas5p", sensitivity="backsolve")
+    NeuralODE(robertson, solver="rodas5p", sensitivity="backsolve", adjoint_solver="tsit5")
 
 
 def test_jac_of_an_explicit_solver_is_refused():

@@ -17,7 +17,7 @@ from pynode.engines.torch.derivatives import StiffAdjoint, StiffField
 from pynode.engines.torch.failures import explain
 from pynode.engines.torch.integrate import OnStep, stops_between
 from pynode.engines.torch.outputs import Outputs
-from pynode.engines.torch.runge_kutta import RightHandSide
+from pynode.engines.torch.runge_kutta import Piece, RightHandSide
 from pynode.engines.torch.trajectory import Trajectory
 from pynode.errors import SolveError
 from pynode.options import SolveOptions
@@ -87,6 +87,7 @@ def sweep(
     reduce: Reduce,
     on_step: OnStep | None = None,
     on_stretch: Callable[[], None] | None = None,
+    beside: Callable[[Piece], float] | None = None,
 ) -> Tensor:
     """Solve a system backwards through all evaluation times.
 
@@ -94,6 +95,7 @@ def sweep(
         rhs, y: the system and its state at the last evaluation time.
         at_moment: changes the state, in place, for the entries lo to hi of one time.
         on_stretch: called after each stretch between two evaluation times.
+        beside: see :class:`~..integrate.Integrator`.
 
     Returns:
         The state at the initial time.
@@ -102,6 +104,7 @@ def sweep(
         SolveError: the adjoint solve failed.
     """
     integrator = build_integrator(rhs, y, problem.options, reduce=reduce)
+    integrator.beside = beside
     t = None
     for moment, lo, hi in [*problem.outputs.moments_reversed(), (problem.t0, 0, 0)]:
         if t is not None and moment != t:

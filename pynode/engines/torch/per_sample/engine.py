@@ -10,14 +10,15 @@ from torch import Tensor
 
 from pynode.dense import OwnDenseOutput
 from pynode.engines.torch.adjoints import VJP
-from pynode.engines.torch.crossings import Watch
 from pynode.engines.torch.engine import Forward, TorchEngine
 from pynode.engines.torch.failures import explain_samples
 from pynode.engines.torch.per_sample.build import as_row_system, build_row_integrator, row_norm
+from pynode.engines.torch.per_sample.crossings import RowWatch
 from pynode.engines.torch.per_sample.discrete import replay
-from pynode.engines.torch.per_sample.field import RowField
+from pynode.engines.torch.per_sample.field import Calling, RowField
 from pynode.engines.torch.per_sample.gauss import RowAdjointProblem, gauss
 from pynode.engines.torch.per_sample.integrate import Outcome, stops_of
+from pynode.engines.torch.per_sample.marks import Merged
 from pynode.engines.torch.per_sample.outputs import RowOutputs
 from pynode.engines.torch.per_sample.probe import row_field
 from pynode.engines.torch.per_sample.step import RowStep
@@ -33,8 +34,12 @@ from pynode.solution import Retcode, SampleOutcomes, Statistics
 class PerSampleEngine(TorchEngine):
     """The torch engine where ``step_control="per_sample"``.
 
-    The problem is one of :meth:`ODEProblem.per_sample`.
+    The problem is one of :meth:`ODEProblem.per_sample`. How its field may be called is found out
+    once for each engine.
     """
+
+    def __init__(self) -> None:
+        self._calling: Calling | None = None
 
     def field(
         self,
@@ -50,7 +55,13 @@ class PerSampleEngine(TorchEngine):
                 "step_control='joint', or call the field's own modules under autocast"
             )
         layout, z0 = problem.layout, problem.layout.flatten(problem.z0)
-        return row_field(problem.field, layout, args, stats, z0, problem.times, options)
+        times = problem.times
+        if self._calling is None:
+            field = row_field(problem.field, layout, args, stats, z0, times, options)
+            self._calling = field.calling
+            return field
+        park = z0.detach().reshape(times.samples, -1)
+        return RowField(problem.field, layout, args, stats, self._calling, park, times.start)
 
     def solve(
         self,
@@ -64,7 +75,7 @@ class PerSampleEngine(TorchEngine):
         keep: int | None = None,
         taped: bool = False,
         transformed: bool = False,
-        watch: Watch | None = None,
+        watch: Any = None,
     ) -> Forward:
         """As :meth:`TorchEngine.solve`."""
         assert isinstance(field, RowField)
@@ -75,26 +86,37 @@ class PerSampleEngine(TorchEngine):
             if first is not None:
                 # At a jump the first stage belongs to one side, which ``first`` does not.
                 first = None if options.tstops else first.reshape(states.shape)
+            kept = log if record or taped else None
             outcome, outputs = self._integrate(
-                problem, options, field, states.detach(), first, log if record or taped else None
+                problem, options, field, states.detach(), first, kept, watch
             )
-        evaluations = None
+        evaluations, marks = None, None if watch is None else watch.marks
         if taped:
             before = field.stats.nfe
-            zs, log = replay(log, options, field, states, times)
+            if watch is None:
+                zs, log = replay(log, options, field, states, times)
+            else:
+                merged = Merged(times, outputs.reached(), watch.found)
+                every, log = replay(log, options, field, states, merged.times)
+                zs, marks = merged.split(every)
             evaluations = field.stats.nfe - before
         else:
             zs = outputs.assemble()
         field.stats.accepted += int(outcome.accepted.sum())
         field.stats.rejected += int(outcome.rejected.sum())
         samples = _outcomes(outcome, field, outputs)
+        if watch is not None:
+            for row in np.flatnonzero(~np.isnan(watch.stop)).tolist():
+                samples.retcodes[row] = Retcode.TERMINATED
         retcode, sample, message = Retcode.SUCCESS, None, ""
         t = float(outcome.t[0])
         if outcome.ends:
             sample, message, samples.messages = explain_samples(outcome.ends, options, layout)
             retcode, t = outcome.ends[sample].retcode, outcome.ends[sample].t
         final = outcome.z.reshape(-1)
-        return Forward(zs, final, t, retcode, log, message, sample, samples, evaluations)
+        found = Forward(zs, final, t, retcode, log, message, sample, samples, evaluations)
+        found.marks, found.reached = marks, len(zs)
+        return found
 
     def _integrate(
         self,
@@ -104,6 +126,7 @@ class PerSampleEngine(TorchEngine):
         z0: Tensor,
         first: Tensor | None,
         log: RowLog | None,
+        watch: RowWatch | None,
     ) -> tuple[Outcome, RowOutputs]:
         times = problem.times
         system = as_row_system(options, field)
@@ -114,13 +137,36 @@ class PerSampleEngine(TorchEngine):
         integrator = build_row_integrator(system, z0, options, (rtol, atol), reduce)
         outputs = RowOutputs(times, z0, system)
 
-        def on_accept(step: RowStep, accepted: np.ndarray | None) -> None:
-            outputs.read(step, accepted)
+        def on_accept(step: RowStep, accepted: np.ndarray | None) -> np.ndarray | None:
+            if watch is None:
+                outputs.read(step, accepted)
+                if log is not None:
+                    log(step, accepted)
+                return None
+            part = step.take(accepted)
+            part.extend(system)
+            ended, until = watch(part)
+            outputs.read(part, None, until)
             if log is not None:
-                log(step, accepted)
+                log(part, None)
+            if accepted is None:
+                return ended
+            gone = np.zeros(len(step.rows), dtype=bool)
+            gone[accepted] = ended
+            return gone
 
+        spent = None
+        if watch is not None:
+            watch.begin(times.start, z0, times.direction != 0)
+            integrator.dt = integrator.dt if watch.dt is None else watch.dt
+            spent = watch.attempts
         stops = stops_of(times.start, times.end, options.tstops)
-        outcome = integrator.run(times.start, z0, stops, times.end, on_accept, first=first)
+        outcome = integrator.run(
+            times.start, z0, stops, times.end, on_accept, first=first, spent=spent
+        )
+        if watch is not None:
+            watch.attempts = watch.attempts + outcome.accepted + outcome.rejected
+            watch.dt = outcome.h
         return outcome, outputs
 
     def dense_output(

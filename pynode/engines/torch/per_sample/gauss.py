@@ -150,11 +150,12 @@ class _Integral:
         self._count = 0
 
     def reader(self, rhs: Any) -> OnAccept:
-        def on_accept(step: RowStep, accepted: np.ndarray | None) -> None:
+        def on_accept(step: RowStep, accepted: np.ndarray | None) -> np.ndarray | None:
             if accepted is not None or not step.extended:
                 step = step.take(accepted)
                 step.extend(rhs)
             self._gather(step)
+            return None
 
         return on_accept
 

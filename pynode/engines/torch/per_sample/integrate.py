@@ -21,9 +21,10 @@ from pynode.engines.torch.per_sample.field import At
 from pynode.engines.torch.per_sample.step import RowStep, RowStepper
 from pynode.solution import Retcode
 
-OnAccept = Callable[[RowStep, np.ndarray | None], None]
-"""Called after each attempt with the step and the positions accepted (None: all). The step's
-dense output (after ``take`` and ``extend``) is valid until the next attempt."""
+OnAccept = Callable[[RowStep, np.ndarray | None], np.ndarray | None]
+"""Called after each attempt with the step and the positions accepted (None: all); returns which
+(n,) samples are to end with this step, or None. The step's dense output (after ``take`` and
+``extend``) is valid until the next attempt."""
 
 OnStop = Callable[[Tensor, np.ndarray, np.ndarray, np.ndarray], Tensor]
 """From states (n, D), positions of samples that reached a stop, which samples they are, and the
@@ -50,12 +51,14 @@ class Outcome:
     Attributes:
         t, z: the last accepted times (B,) and states (B, D).
         ends: for each sample that failed, how.
+        h: (B,), the size that the next step would have had; NaN for samples that made none.
         accepted, rejected: (B,), attempts.
         attempts: of all samples together: turns of the loop.
     """
 
     t: np.ndarray
     z: Tensor
+    h: np.ndarray
     ends: dict[int, End]
     accepted: np.ndarray
     rejected: np.ndarray
@@ -105,6 +108,11 @@ class _Active:
         self.oldest = int(self.since.min()) if len(self.since) else 0
         self.smallest = 2 * float(self.sliver.max()) if len(self.since) else 0.0
 
+    def spent(self, attempts: np.ndarray) -> None:
+        """Count attempts that were made before."""
+        self.since = self.since - attempts
+        self._note()
+
     def keep(self, keep: np.ndarray) -> None:
         for name in self.NAMES:
             setattr(self, name, getattr(self, name)[keep])
@@ -119,7 +127,7 @@ class RowIntegrator:
         norm: error norm; None for fixed steps of size ``dt``.
         control: step-size controller; None for fixed steps.
         max_steps: largest number of attempts of a sample; with ``on_stop``, between two stops.
-        dt: first (or fixed) step size; None to have it chosen.
+        dt: first (or fixed) step size, or one for each sample (B,); None to have it chosen.
     """
 
     def __init__(
@@ -128,7 +136,7 @@ class RowIntegrator:
         norm: RowErrorNorm | None,
         control: RowStepSize | None,
         max_steps: int,
-        dt: float | None,
+        dt: float | np.ndarray | None,
     ) -> None:
         self.stepper = stepper
         self.norm, self.control = norm, control
@@ -145,6 +153,7 @@ class RowIntegrator:
         on_accept: OnAccept | None = None,
         on_stop: OnStop | None = None,
         first: Tensor | None = None,
+        spent: np.ndarray | None = None,
     ) -> Outcome:
         """Integrate from (start, z0) through all stops.
 
@@ -153,12 +162,16 @@ class RowIntegrator:
             z0: (B, D).
             horizon: (B,), the time that the first step size is chosen for.
             first: f(start, z0), if it is known already.
+            spent: (B,), attempts that count towards ``max_steps`` already.
         """
         count = np.zeros(len(start), dtype=np.int64)
-        outcome = Outcome(start.copy(), z0, {}, count, count.copy())
-        self._z = z0
+        size = np.full(len(start), np.nan)
+        outcome = Outcome(start.copy(), z0, size, {}, count, count.copy())
+        self._z, self._count = z0, len(start)
         a = self._active = _Active(np.arange(len(start)), start, stops)
         self._outcome, self._final = outcome, z0.detach().clone()
+        if spent is not None:
+            a.spent(spent)
         moving = (a.stop != a.t) & (stops.counts > 0)
         if not moving.all():
             if first is not None:
@@ -176,7 +189,7 @@ class RowIntegrator:
         at = At(a.t, a.rows)
         f0 = self.stepper.begin(at, a.direction > 0, z, first)
         if self.dt is not None:
-            a.h = np.full(len(a.rows), self.dt)
+            a.h = np.full(self._count, self.dt)[a.rows]
             return
         assert self.norm is not None and self.control is not None
         finite = f0.detach().isfinite().all(dim=1).cpu().numpy()
@@ -218,14 +231,17 @@ class RowIntegrator:
             mask = torch.from_numpy(accept).to(step.z.device).unsqueeze(1)
             some = np.flatnonzero(accept)
             self._z, a.t = torch.where(mask, step.z1, step.z), np.where(accept, t1, a.t)
+        ended = None
         if on_accept is not None and (some is None or len(some)):
-            on_accept(step, some)
+            ended = on_accept(step, some)
         stepper.advance(accept, mask)
         stay = None if every else self._hopeless(step, error, accept)
         reached = accept & lands
         if np.count_nonzero(reached):
             going = self._arrive(reached, on_stop)
             stay = going if stay is None else stay & going
+        if ended is not None:
+            stay = ~ended if stay is None else stay & ~ended
         if stay is not None and not stay.all():
             self._leave(stay)
 
@@ -305,7 +321,7 @@ class RowIntegrator:
         a, outcome = self._active, self._outcome
         gone = np.flatnonzero(~keep)
         who = a.rows[gone]
-        outcome.t[who] = a.t[gone]
+        outcome.t[who], outcome.h[who] = a.t[gone], a.h[gone]
         outcome.accepted[who] = a.accepted[gone]
         outcome.rejected[who] = outcome.attempts - a.accepted[gone]
         device = self._z.device

@@ -73,7 +73,7 @@ def _joined(pending: list[_Due]) -> tuple[RowStep, np.ndarray]:
     return one, position
 
 
-def _inside(step: RowStep, position: np.ndarray, times: np.ndarray) -> Tensor:
+def inside(step: RowStep, position: np.ndarray, times: np.ndarray) -> Tensor:
     """The states (m, D) at ``position`` (m,) at times (m,); those at an end are the step's."""
     at_end = times == step.t1[position]
     if not np.count_nonzero(at_end):
@@ -107,13 +107,19 @@ class RowOutputs:
         self._rows, self._slots = [rows], [slots]
         self._values = [z0[torch.from_numpy(rows).to(z0.device)]]
 
-    def read(self, step: RowStep, accepted: np.ndarray | None) -> None:
-        """Note the entries inside a step of those samples that were accepted."""
+    def read(
+        self, step: RowStep, accepted: np.ndarray | None, until: np.ndarray | None = None
+    ) -> None:
+        """Note the entries inside a step of those samples that were accepted.
+
+        Args:
+            until: (n,), up to when the step counts, where not to its end.
+        """
         rows = step.rows
         if self._of is None or self._of[0] is not rows:
             self._of = rows, self._sign[rows], self._keys.number(rows, self._done[rows])
         _, sign, upcoming = self._of
-        ends = sign * step.t1
+        ends = sign * (step.t1 if until is None else until)
         due = upcoming <= ends
         if not np.count_nonzero(due):
             return
@@ -156,7 +162,7 @@ class RowOutputs:
         rows = step.rows[place]
         self._rows.append(rows)
         self._slots.append(slots)
-        self._values.append(_inside(step, place, self._times[rows, slots]))
+        self._values.append(inside(step, place, self._times[rows, slots]))
 
     def reached(self) -> np.ndarray:
         """(B,), how many of its times each sample reached."""
@@ -188,3 +194,8 @@ def pairs(rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
     both = np.empty(len(rows), dtype=np.complex128)
     both.real, both.imag = rows, keys
     return both
+
+
+def as_index(like: Tensor, *indices: np.ndarray) -> tuple[Tensor, ...]:
+    """Arrays as an index into tensors like ``like``; their memory is shared."""
+    return tuple(torch.from_numpy(i).to(like.device) for i in indices)

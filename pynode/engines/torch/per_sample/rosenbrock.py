@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pynode.engines.torch.linear import lu_solve
 from pynode.engines.torch.per_sample.field import At, RowField
 from pynode.engines.torch.per_sample.step import (
     FirstStage,
@@ -185,7 +186,7 @@ class RosenbrockRowStepper:
                 right = f + torch.mv(v, coupling).view_as(z)
             if self._slope is not None and self.tableau.time[i]:
                 right = right + (h * self.tableau.time[i]) * self._slope
-            stages.append(torch.linalg.lu_solve(lu, pivots, right.unsqueeze(2)).squeeze(2))
+            stages.append(lu_solve(lu, pivots, right.unsqueeze(2)).squeeze(2))
         scaled = torch.stack(stages) * h
         z1 = torch.addmv(z.reshape(-1), scaled.reshape(len(stages), -1).t(), c.b).view_as(z)
         self._last, self._t1 = f, t1

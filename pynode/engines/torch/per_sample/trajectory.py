@@ -135,3 +135,44 @@ class RowTrajectory:
         lower = np.maximum(b[which] * s, self.steps.starts[place] * s) * s
         some = upper != lower
         return which[some], place[some], upper[some], lower[some]
+
+
+class _Log:
+    """What dense output asks a trajectory's log for: where each sample began and ended."""
+
+    def __init__(self, start: np.ndarray, t: np.ndarray) -> None:
+        self.start, self.t = start, t
+
+
+class JoinedRows:
+    """Dense output of several rounds; at an event it is that before it.
+
+    Args:
+        start: (B,), initial times.
+        ends: (rounds, B), where each sample was at the end of each.
+        direction: (B,).
+    """
+
+    def __init__(
+        self,
+        stretches: list[RowTrajectory],
+        start: np.ndarray,
+        ends: np.ndarray,
+        direction: np.ndarray,
+    ) -> None:
+        self._stretches = stretches
+        self.log = _Log(start, ends[-1])
+        self._keys, self._direction = ends * direction, direction
+
+    def at(self, t: np.ndarray, rows: np.ndarray) -> Tensor:
+        """The states (m, D) of samples ``rows`` (m,) at times ``t`` (m,)."""
+        late = self._keys[:, rows] < t * self._direction[rows]
+        stretch = np.minimum(late.sum(axis=0), len(self._keys) - 1)
+        order = np.argsort(stretch, kind="stable")
+        parts = []
+        for i, trajectory in enumerate(self._stretches):
+            some = order[stretch[order] == i]
+            parts.append(trajectory.at(t[some], rows[some]))
+        found = torch.cat(parts)
+        back = torch.from_numpy(np.argsort(order, kind="stable")).to(found.device)
+        return found[back]

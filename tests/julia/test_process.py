@@ -1,0 +1,133 @@
+"""What needs a process of its own: the order of imports, threads, Ctrl-C, runs without Python."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from julia_cases import mlp, plain
+
+from pynode import NeuralODE
+from pynode.engines.julia import runtime
+from pynode.export import load_parameters, results
+
+pytestmark = pytest.mark.julia
+
+SOLVE = """
+import torch
+from pynode import solve
+zs = solve(lambda z: -z, torch.ones(2, dtype=torch.float64), [0.0, 1.0], engine="julia").zs
+print(round(float(zs[-1, 0]), 4))
+"""
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=600,
+    )
+
+
+@pytest.mark.parametrize("first", ["torch", "juliacall"])
+def test_order_of_imports(first):
+    done = python(f"import {first}\n{SOLVE}")
+    assert done.stdout.split()[-1] == "0.3679", done.stderr
+    assert done.returncode == 0
+
+
+def test_threads():
+    code = SOLVE + "import pynode.julia as j; print(j.start().seval('Threads.nthreads()'))"
+    done = python(code, PYTHON_JULIACALL_THREADS="2")
+    assert done.stdout.split()[-2:] == ["0.3679", "2"], done.stderr
+
+
+LONG = """
+import torch, warnings
+from pynode import solve
+z0 = torch.ones(2, dtype=torch.float64)
+fast = lambda t, z: torch.stack([z[1], -1e6 * z[0]])
+solve(fast, z0, [0.0, 1e-6], engine="julia")
+print("ready", flush=True)
+try:
+    solve(fast, z0, [0.0, 1e6], engine="julia", max_steps=10**12, rtol=1e-9)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+print(float(solve(fast, z0, [0.0, 1e-6], engine="julia").zs[0, 0]))
+"""
+
+
+def test_ctrl_c_ends_a_long_solve_and_julia_stays_usable():
+    process = subprocess.Popen(
+        [sys.executable, "-c", LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "ready"
+    time.sleep(1.0)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert out.split() == ["interrupted", "1.0"], err
+    assert process.returncode == 0
+    assert time.monotonic() - start < 30
+
+
+def julia(folder, command: str, *options: str) -> subprocess.CompletedProcess:
+    found = runtime.status()
+    script = runtime.package_path() / "bin" / "pynode.jl"
+    assert found.executable is not None
+    return subprocess.run(
+        [
+            found.executable,
+            f"--project={found.project}",
+            "--startup-file=no",
+            str(script),
+            command,
+            str(folder),
+            *options,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_an_exported_run_without_python(tmp_path):
+    """Solve, gradient and training in Julia alone agree with the torch engine's."""
+    torch.manual_seed(0)
+    field = mlp(3, 8).double()
+    node = NeuralODE(field, rtol=1e-9, atol=1e-11, sensitivity="gauss")
+    z0, t = plain(4).double(), torch.linspace(0, 1, 5, dtype=torch.float64)
+    targets = torch.zeros(5, 4, 3, dtype=torch.float64)
+    z0s = torch.stack([z0, 2 * z0])
+    folder = node.export(tmp_path / "run", z0, t, targets=targets, z0s=z0s)
+    for command in ("solve", "gradient", "ensemble"):
+        done = julia(folder, command)
+        assert done.returncode == 0, done.stderr
+    found = results(folder)
+    zs = node(z0, t)
+    torch.testing.assert_close(
+        found["solution"]["zs"], zs.detach().reshape(5, -1), rtol=1e-7, atol=1e-8
+    )
+    grads = torch.autograd.grad(zs.sum(), list(field.parameters()))
+    flat = torch.cat([g.reshape(-1) for g in grads])
+    torch.testing.assert_close(found["gradient"]["p"], flat, rtol=1e-5, atol=1e-7)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            found["ensemble"]["zs"][1], node(2 * z0, t).reshape(5, -1), rtol=1e-6, atol=1e-7
+        )
+    before = float((zs - targets).square().mean())
+    assert julia(folder, "train", "--epochs", "5", "--lr", "0.05").returncode == 0
+    load_parameters(node, folder)
+    after = float((node(z0, t) - targets).square().mean())
+    assert after < before
+    np.testing.assert_allclose(after, float(results(folder)["parameters"]["loss"]), rtol=1e-5)
+    shutil.rmtree(folder)
+    assert julia(folder, "solve").returncode == 2
