@@ -4,8 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO   ?= results/spiral-demo
+BENCH  ?= full
 
-.PHONY: demo test test-all test-julia lint clean
+.PHONY: demo test test-all test-julia bench lint clean
 
 demo: $(VENV)/.core
 	$(BIN)/pynode experiment spiral --scale demo --out $(DEMO) --resume
@@ -20,6 +21,16 @@ test-julia: $(VENV)/.test
 	$(BIN)/python -m pytest tests/julia -m julia -rs
 	$(BIN)/pynode julia test
 
+# Side by side with the peers, in an environment of its own; BENCH=quick ends within 5 minutes.
+bench: .venv-bench/.ready
+	.venv-bench/bin/python -m benchmarks.run $(if $(filter quick,$(BENCH)),--quick) $(BENCHARGS)
+
+.venv-bench/.ready: pyproject.toml constraints.txt benchmarks/constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet \
+	  --constraint constraints.txt --constraint benchmarks/constraints.txt --editable '.[bench]'
+	@touch $@
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,7 +38,7 @@ lint: $(VENV)/.dev
 	$(BIN)/python tests/julia/check_syntax.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

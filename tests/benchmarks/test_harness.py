@@ -1,0 +1,122 @@
+"""The benchmarks' harness, with pynode alone and problems of toy size."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.cases import Case, all_cases  # noqa: E402
+from benchmarks.contenders import all_contenders  # noqa: E402
+from benchmarks.measure import Row, clean, measure_case  # noqa: E402
+from benchmarks.reference import reference  # noqa: E402
+from benchmarks.report import Result, markdown, ratios, write  # noqa: E402
+
+
+@pytest.fixture
+def toy() -> Case:
+    spiral = next(case for case in all_cases() if case.name == "spiral-b1-1e-3")
+    return replace(spiral, times=np.linspace(0, 1, 4), gradients=("discrete", "gauss"))
+
+
+def contender(name: str):
+    return next(c for c in all_contenders() if c.name == name)
+
+
+def measured(case: Case, truth: tuple) -> list[Row]:
+    pynode = contender("pynode torch")
+    entries = [(pynode, mode) for mode in pynode.modes(case)]
+    return measure_case(case, entries, truth, 1, "cpu", budget=0.001)
+
+
+def result(case: Case, rows: list[Row]) -> Result:
+    return Result(
+        "a machine", {"torch": "2"}, (0.0, 0.0), 1.0, True, rows, {"diffrax": "not installed"},
+        {case.name: case.title},
+    )  # fmt: skip
+
+
+def test_a_case_is_measured_and_reported(toy, tmp_path):
+    rows = measured(toy, reference(toy))
+    assert [row.mode for row in rows] == ["forward", "gradient/discrete", "gradient/gauss"]
+    for row in rows:
+        assert row.times and row.cold > 0 and not row.note
+        assert row.error < 10 and row.counts["steps"] > 0
+    assert all(row.gradient_error < 10 for row in rows[1:])
+    paths = write(result(toy, rows), tmp_path, "toy")
+    assert json.loads(paths[0].read_text())["rows"][0]["contender"] == "pynode torch"
+    assert Result.load_json(paths[0]).rows == rows
+    text = paths[1].read_text()
+    assert "**diffrax**: missing: not installed" in text
+    assert "| pynode torch `gauss` | dp5, joint |" in text
+    assert paths[2].stat().st_size > 1000
+
+
+def test_a_wrong_answer_gets_no_time(toy):
+    zs, slopes = reference(toy)
+    rows = measured(toy, (zs, slopes * 2))
+    assert rows[0].times and not rows[0].note
+    for row in rows[1:]:
+        assert not row.times and "gradient wrong" in row.note
+    assert "gradient wrong" in markdown(result(toy, rows), "toy.png")
+
+
+def test_a_failure_is_a_row_that_says_so(toy):
+    pynode = contender("pynode torch")
+    entries = [(pynode, "gradient/none such"), (pynode, "forward")]
+    rows = measure_case(toy, entries, reference(toy), 1, "cpu", budget=0.001)
+    assert "none such" in rows[0].note and not rows[0].times
+    assert rows[1].times
+
+
+def test_ratios_are_of_times_in_the_same_round():
+    base = Row("c", "torchdiffeq", "forward", 1, times=[2.0, 3.0, 4.0])
+    row = Row("c", "pynode torch", "forward", 1, times=[1.0, 1.0])
+    assert ratios(base, row) == [2.0, 3.0]
+    assert ratios(None, row) == []
+
+
+def test_paths_are_left_out_of_messages():
+    assert clean("no file /home/me/x.py here\nmore") == "no file … here"
+
+
+def test_reference_slopes_are_derivatives(toy):
+    """Against central differences of the loss along the same direction."""
+    v, dp = toy.directions()[0]
+    losses = []
+    for h in (1e-5, -1e-5):
+        params = [x + h * d for x, d in zip(toy.params, dp, strict=True)]
+        moved = replace(toy, z0=toy.z0 + h * v, params=params, rtol=1e-7)
+        losses.append((reference(moved)[0] * toy.weights()).sum())
+    assert reference(toy)[1][0] == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5)
+
+
+def test_cases_are_whole():
+    cases = all_cases()
+    assert len({case.name for case in cases}) == len(cases)
+    for case in cases:
+        assert case.times.shape[-1] == case.weights().shape[0]
+        assert np.ptp(np.atleast_2d(case.times)[:, 0]) == 0
+        assert not case.wrt_params or case.checked == slice(None)
+
+
+def test_one_command_runs_it(tmp_path):
+    """The worker process, the journal and the files, with two contenders, one of them missing."""
+    command = [sys.executable, "-m", "benchmarks.run", "--cases", "growth-steps-20", "--threads"]
+    command += ["1", "--minutes", "1", "--contenders", "pynode torch,pynode compiled"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = Result.load_json(tmp_path / "cpu-full.json")
+    assert {row.contender for row in found.rows} | set(found.missing) == {
+        "pynode torch",
+        "pynode compiled",
+    }
+    assert all(row.times for row in found.rows if row.contender == "pynode torch")
