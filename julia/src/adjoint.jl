@@ -13,7 +13,7 @@ const SENSITIVITIES = Dict(
 sensitivities() = sort!(collect(keys(SENSITIVITIES)))
 
 """
-    gradient(fwd, cotangents; sensitivity = "gauss", solver, rtol, atol, checkpointing = false, times = true)
+    gradient(fwd, cotangents; sensitivity = "gauss", solver, rtol, atol, dt, adaptive, checkpointing = false, times = true)
 
 From ∂L/∂zs (n, T) to `(; u0, p, t)`: dL/du0, dL/dp and dL/dt (left out with `times = false`).
 
@@ -23,6 +23,7 @@ first time −a(t₁⁺)·f(z₁, t₁), since starting later is starting from a
 function gradient(
         fwd::Forward{T}, cotangents::AbstractMatrix; sensitivity = "gauss", solver = nothing,
         rtol = 1.0e-6, atol = 1.0e-8, checkpointing = false, times = true, max_steps = 100_000,
+        dt = nothing, adaptive = true,
     ) where {T}
     fwd.retcode == "success" || throw(ArgumentError("the solve ended with $(fwd.retcode): it has no gradient"))
     size(cotangents) == size(fwd.zs) ||
@@ -31,10 +32,12 @@ function gradient(
         ArgumentError("sensitivity $(repr(sensitivity)) is not one of $(join(sensitivities(), ", "))"))
     fwd.sol.dense || throw(ArgumentError("the solve kept no dense output: solve with keep = true"))
     alg = solver === nothing ? fwd.sol.alg : solver_info(solver).make()
+    !adaptive && dt === nothing && throw(ArgumentError("fixed steps of the adjoint need dt"))
     du0, dp = adjoint_sensitivities(
         fwd.sol, alg; t = fwd.ts[2:end], dgdu_discrete = Seed(cotangents),
         sensealg = SENSITIVITIES[sensitivity](checkpointing), reltol = Float64(rtol), abstol = Float64(atol),
-        maxiters = Int(max_steps), verbose = SILENT,
+        maxiters = Int(max_steps), verbose = SILENT, adaptive,
+        dt = dt === nothing ? nothing : copysign(Float64(dt), fwd.ts[1] - fwd.ts[end]),
     )
     after = vec(du0)
     of_times = times ? time_gradient(fwd, cotangents, after) : Float64[]

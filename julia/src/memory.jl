@@ -121,7 +121,7 @@ function keep(found, i)
 end
 
 """
-Gradients of a kept solve: cotangents like the states in, dL/dz0 and dL/dp out. Floats: rtol, atol.
+Gradients of a kept solve: cotangents like the states in, dL/dz0 and dL/dp out. Floats: rtol, atol, dt.
 Counts evaluations and vector-Jacobian products in the places of `NFE` and `ACCEPTED`.
 """
 function gradient!(id::Integer, sensitivity::AbstractString, solver, ints::Integer, floats::Integer)
@@ -139,7 +139,7 @@ evaluations(kept::Vector) = reduce(.+, evaluations.(kept))
 function gradient_one(kept, seeds, sensitivity, solver, i, x)
     return gradient(
         kept, seeds; sensitivity, solver, rtol = x[1], atol = x[2], checkpointing = i[CHECKPOINTING] == 1, times = false,
-        max_steps = i[MAX_STEPS],
+        max_steps = i[MAX_STEPS], adaptive = i[ADAPTIVE] != 0, dt = number(x[3]),
     )
 end
 

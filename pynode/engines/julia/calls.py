@@ -139,10 +139,18 @@ def translated(error: Exception) -> BaseException:
 def _python_error(inner: Any) -> BaseException | None:
     """The Python exception inside Julia's PyException, also within a task's failure."""
     for _ in range(4):
-        value = getattr(inner, "v", None)
+        value = _field(inner, "v")
         if isinstance(value, BaseException):
             return value
-        inner = getattr(getattr(inner, "task", None), "exception", None)
+        inner = _field(_field(inner, "task"), "exception") or _field(inner, "ex")
         if inner is None:
             return None
     return None
+
+
+def _field(value: Any, name: str) -> Any:
+    """A field of a Julia object, or None: one that is not there is an error of Julia's."""
+    try:
+        return getattr(value, name, None)
+    except Exception:
+        return None
