@@ -1,5 +1,7 @@
-# What is compiled when the package is installed, so that the first solve of a new network compiles
-# nothing: all networks are one type, so a field of two numbers stands for them all.
+# What is compiled when the package is installed: loading and running programs. All networks are one
+# type, so a field of two numbers stands for them all. The solvers are compiled by the first solve of a
+# session that uses them: with solves in here, package images crashed Julia when they were loaded (seen
+# with a Julia 1.10.8 built from source, in jl_restore_package_image_from_stream).
 
 using PrecompileTools: @compile_workload, @setup_workload
 
@@ -15,50 +17,17 @@ function tiny_field(dtype)
         "jac": $(zeros_then("jac", 4, diagonal)), "tgrad": $(zeros_then("ft", 2, ""))}}"""
 end
 
-function precompile_memory(dtype, u0::Vector{T}, p, ts) where {T}
-    id = Memory.open_program(tiny_field(dtype))
-    ints, floats = zeros(Int64, Memory.INTS), fill(NaN, Memory.FLOATS)
-    zs, seeds, gz, gp = zeros(T, 2, 3), ones(T, 2, 3), zeros(T, 2), zeros(T, 2)
-    GC.@preserve u0 p ts zs seeds gz gp ints floats begin
-        address(x) = Int(pointer(x))
-        ints[1:10] = [2, 2, 3, address(u0), address(p), address(ts), address(zs), T == Float32, -1, 1000]
-        ints[Memory.STOPS_AT], ints[Memory.KEEP] = address(floats), 1
-        ints[[Memory.COTANGENTS, Memory.GRAD_Z0, Memory.GRAD_P]] = [address(seeds), address(gz), address(gp)]
-        floats[1:2] .= 1.0e-3
-        for each in (0, 1)
-            ints[Memory.SAMPLES] = each
-            _, solve, _ = Memory.solve!(id, "tsit5", address(ints), address(floats))
-            Memory.gradient!(solve, "gauss", nothing, address(ints), address(floats))
-            Memory.evaluate!(solve, 1, address(ts), address(gz))
-            Memory.close_solve(solve)
-        end
-    end
-    Memory.close_field(id)
-end
-
-# The solvers that people use most; the first solve by another compiles it, in seconds to a minute.
-const USUAL = (
-    (Float64, "tsit5", ("gauss", "interpolating")),
-    (Float64, "dp5", ("gauss",)),
-    (Float64, "vern7", ("gauss",)),
-    (Float64, "rodas5p", ("gauss",)),
-    (Float64, "fbdf", ("gauss",)),
-    (Float32, "tsit5", ("gauss", "interpolating")),
-)
-
 @setup_workload begin
     @compile_workload begin
-        for (T, solver, ways) in USUAL
-            dtype = T == Float64 ? "float64" : "float32"
+        for (dtype, T) in (("float64", Float64), ("float32", Float32))
             field = parse_field(tiny_field(dtype))
-            u0, p, ts = T[1, 2], T[-1, -0.5], [0.0, 0.1, 0.2]
-            options = (; solver, rtol = 1.0e-3, atol = 1.0e-4)
-            forward(field, u0, p, ts; options..., keep = false)
-            found = forward(field, u0, p, ts; options...)
-            for sensitivity in ways
-                gradient(found, found.zs; sensitivity, rtol = 1.0e-3, atol = 1.0e-4)
-            end
-            solver == "tsit5" && precompile_memory(dtype, u0, p, ts)
+            z, p, J = T[1, 2], T[-1, -0.5], zeros(T, 2, 2)
+            out = similar(z)
+            rhs!(out, field, z, p, 0.0)
+            vjp!(out, field, z, z, p, 0.0)
+            vjp_p!(out, field, z, z, p, 0.0)
+            tgrad!(out, field, z, p, 0.0)
+            jac!(J, field, z, p, 0.0)
         end
     end
 end
