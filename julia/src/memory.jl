@@ -21,7 +21,9 @@ Keep a field written in Julia: the text of a function `f!(du, u, p, t)`, which i
 called by dynamic dispatch, so that the solvers need not be compiled again for it.
 """
 function open_source(text::AbstractString)
-    f! = Core.eval(Module(), Meta.parseall(text))
+    # A module of its own for each, so that no source redefines another's f!, and one that stays.
+    place = Core.eval(@__MODULE__, Expr(:module, true, gensym("source"), Expr(:block)))
+    f! = Core.eval(place, Meta.parseall(text))
     f! isa Function || throw(ArgumentError("the source must end in a function f!(du, u, p, t), not in $(typeof(f!))"))
     FIELDS[next_number()] = JuliaField{Function}(f!)
     return LAST[]
