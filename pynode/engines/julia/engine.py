@@ -38,6 +38,14 @@ UNSUPPORTED = {
     "adjoint_seminorm": (False, "SciMLSensitivity has no seminorm"),
     "checkpoints": (None, "it keeps the dense output of the forward solve"),
     "jac": (None, "Jacobians come from the lowered field"),
+    "safety": (0.9, "each of its solvers has a step-size controller of its own"),
+    "shrink": (0.2, "each of its solvers has a step-size controller of its own"),
+    "grow": (10.0, "each of its solvers has a step-size controller of its own"),
+    "dt_min": (0.0, "its solvers choose the smallest step themselves"),
+    "grid": ((), "fixed steps go by dt, and tstops are landed on"),
+    "callbacks": (None, "nothing is called back during its steps"),
+    "batched_time": (None, "the field is lowered for one time"),
+    "batched_args": (None, "args belong to all samples"),
 }
 """Options that mean nothing to this engine, their default, and why: another value is an error."""
 
