@@ -78,7 +78,9 @@ def ensemble(
 def _check(problem: ODEProblem, backend: str, options: SolveOptions) -> None:
     if backend not in PACKAGES:
         raise InputError(f"backend={backend!r} is not one of {', '.join(PACKAGES)}")
-    default = SolveOptions.from_keywords({"solver": options.solver})
+    default = SolveOptions.from_keywords(
+        {"solver": options.solver, "engine": "julia", "step_control": options.step_control}
+    )
     for name in vars(default):
         if name not in TAKEN and getattr(options, name) != getattr(default, name):
             raise InputError(f"an ensemble in one kernel has no option {name}")
