@@ -98,6 +98,9 @@ class SolveOptions:
         callbacks: functions to call at each step of the forward solve.
         throw: raise SolveError when a solve fails; otherwise return what there is.
         dense: keep dense output, for ``sol(s)``.
+        compile: for the torch engine: make machine code of the field and the whole solve, forward
+            and backward, for explicit solvers on the CPU (docs/compile.md). The first solve of a
+            field, shape and dtype waits seconds for a C++ compiler.
         jac: for stiff solvers, ∂f/∂z as a function of (t, z) or (t, z, args) that returns (D, D)
             or (B, D, D); default: by automatic differentiation, samples taken to be independent.
     """
@@ -136,6 +139,7 @@ class SolveOptions:
     dense: bool = False
     jac: Callable[..., Tensor] | None = None
     lowering: str = "program"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
