@@ -43,6 +43,7 @@ def source(
     run = {
         "forward": "solve<T, Method, Programs>(*call)",
         "discrete": "discrete<T, Method, Programs>(*call)",
+        "gauss": f"gauss<T, Method, {own}, Rule, Programs>(*call)",
     }.get(kind, f"{kind}<T, Method, {own}, Programs>(*call)")
     lines = [
         f'#include "{header}"',

@@ -39,21 +39,26 @@ inline typename Vector<T>::type spread(T x) {
   return x - typename Vector<T>::type{};
 }
 
-// The first lanes of a vector, zero in the others.
-template <class T, int count>
-inline typename Vector<T>::type load_first(const T* from) {
-  typename Vector<T>::type v{};
-  std::memcpy(&v, from, count * sizeof(T));
-  return v;
-}
+// The sum of a vector's numbers, by halves.
+template <class T, int lanes>
+struct Lanes {
+  typedef T type __attribute__((vector_size(lanes * sizeof(T))));
+  static T sum(type v) {
+    typename Lanes<T, lanes / 2>::type half[2];
+    std::memcpy(half, &v, sizeof v);
+    return Lanes<T, lanes / 2>::sum(half[0] + half[1]);
+  }
+};
+
+template <class T>
+struct Lanes<T, 2> {
+  typedef T type __attribute__((vector_size(2 * sizeof(T))));
+  static T sum(type v) { return v[0] + v[1]; }
+};
 
 template <class T>
 inline T sum_of_lanes(typename Vector<T>::type v) {
-  T lane[Vector<T>::width];
-  std::memcpy(lane, &v, sizeof v);
-  for (int half = Vector<T>::width / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
+  return Lanes<T, Vector<T>::width>::sum(v);
 }
 
 // Strides of out[i, j] = Σ_k x[i, k] y[k, j] (+ c[i, j]), with y contiguous in j.
@@ -135,25 +140,49 @@ inline void product(const T* x, const T* y, T* out, const T* c) {
   }
 }
 
-// out[i, j] = Σ_k x[i, k] y[j, k] (+ c[i, j]), both contiguous in k: for few columns.
+// The last lanes of a vector, zero in the others.
+template <class T, int count>
+inline typename Vector<T>::type last_lanes(typename Vector<T>::type v) {
+  using Int = typename Binary<T>::Int;
+  constexpr int W = Vector<T>::width;
+  typedef Int Mask __attribute__((vector_size(VECTOR_BYTES)));
+  struct Table {
+    Int at[2 * W];
+    constexpr Table() : at{} {
+      for (int i = 0; i < W; ++i) at[W + i] = -1;
+    }
+  };
+  static constexpr Table table;
+  Mask mask;
+  std::memcpy(&mask, table.at + count, sizeof mask);
+  return (typename Vector<T>::type)((Mask)v & mask);
+}
+
+// out[i, j] = Σ_k x[i, k] y[j, k] (+ c[i, j]), both contiguous in k, with K at least a vector: for
+// few columns. The last vector of a row overlaps the one before, where that of y is zero.
 template <class T, long M, long N, long K, long xi, long yj, long oi, long oj, bool add, long ci, long cj>
 inline void dots(const T* x, const T* y, T* out, const T* c) {
   using Vec = typename Vector<T>::type;
   constexpr int W = Vector<T>::width;
-  constexpr long whole = K / W * W;
+  constexpr int V = int(K / W), rest = int(K % W);
+  static_assert(V > 0, "shorter than a vector");
+  Vec tail[N];
+  if constexpr (rest > 0)
+#pragma GCC unroll 8
+    for (int j = 0; j < N; ++j) tail[j] = last_lanes<T, rest>(load(y + j * yj + K - W));
   for (long i = 0; i < M; ++i) {
     Vec sum[N];
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) sum[j] = Vec{};
-    for (long k = 0; k < whole; k += W) {
-      const Vec a = load(x + i * xi + k);
+    for (int v = 0; v < V; ++v) {
+      const Vec a = load(x + i * xi + v * W);
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) sum[j] += a * load(y + j * yj + k);
+      for (int j = 0; j < N; ++j) sum[j] += a * load(y + j * yj + v * W);
     }
-    if constexpr (whole < K) {
-      const Vec a = load_first<T, int(K - whole)>(x + i * xi + whole);
+    if constexpr (rest > 0) {
+      const Vec a = load(x + i * xi + K - W);
 #pragma GCC unroll 8
-      for (int j = 0; j < N; ++j) sum[j] += a * load_first<T, int(K - whole)>(y + j * yj + whole);
+      for (int j = 0; j < N; ++j) sum[j] += a * tail[j];
     }
 #pragma GCC unroll 8
     for (int j = 0; j < N; ++j) {
