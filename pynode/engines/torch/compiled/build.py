@@ -19,7 +19,7 @@ from pynode.errors import CompileError
 NATIVE = Path(__file__).parent / "native"
 FLAGS = (
     "-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp-simd", "-fno-math-errno",
-    "-fno-trapping-math", "-ffp-contract=fast", "-w",
+    "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", "-w",
 )  # fmt: skip
 NO_COMPILER = (
     "compile=True needs a C++ compiler (g++ 11 or clang++ 14, or newer), and {what}. Install one "
@@ -125,8 +125,6 @@ def _machine() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    told = {
-        line.partition(":")[0].strip(): line for line in reversed(lines) if ":" in line
-    }
+    told = {line.partition(":")[0].strip(): line for line in reversed(lines) if ":" in line}
     known = [told[name] for name in ("model name", "flags", "Features") if name in told]
     return " ".join([platform.machine(), platform.processor(), *known])

@@ -133,7 +133,7 @@ class CompiledEngine(TorchEngine):
         call.outputs, call.end = zs.data_ptr(), end.data_ptr()
         call.initial_count = entries.initial
         entries.fill(call)
-        log = CompiledLog(TABLEAUS[options.solver], z0) if record else None
+        log: Any = CompiledLog(TABLEAUS[options.solver], z0) if record else None
         if log is not None:
             log.grow()
             log.attach(call)
@@ -146,7 +146,12 @@ class CompiledEngine(TorchEngine):
         if log is not None:
             log.steps, log.final = call.steps, end
         forward = Forward(
-            zs, end, call.t, STATUS[call.status], log, reached=call.reached  # type: ignore[arg-type]
+            zs,
+            end,
+            call.t,
+            STATUS[call.status],
+            log,
+            reached=call.reached,
         )
         if forward.retcode is not Retcode.SUCCESS:
             if entries.places is None:
@@ -228,7 +233,8 @@ def _call(
     options: SolveOptions, like: Tensor, rtol: float | Tensor, atol: float | Tensor
 ) -> tuple[Call, list[Any]]:
     """The numbers that forward and backward solves share, and what must live as long as they."""
-    call, kept = Call(), []
+    call = Call()
+    kept: list[Any] = []
     if isinstance(rtol, Tensor) or isinstance(atol, Tensor):
         for name, value in (("rtols", rtol), ("atols", atol)):
             full = torch.as_tensor(value, dtype=like.dtype).expand(len(like)).contiguous()

@@ -48,7 +48,8 @@ def source(
     lines = [
         f'#include "{header}"',
         "",
-        "namespace pynode {",
+        # Without a name, so that no symbol is shared with other solves' code.
+        "namespace pynode { namespace {",
         f"using T = {translator.type};",
         "",
         *method_struct("Method", method),
@@ -62,9 +63,9 @@ def source(
         "  }",
         *functions,
         "};",
-        "}  // namespace pynode",
+        "}}  // namespace pynode",
         "",
-        'extern "C" int pynode_run(pynode::Call* call) {',
+        'extern "C" __attribute__((visibility("default"))) int pynode_run(pynode::Call* call) {',
         "  using namespace pynode;",
         f"  return {run};",
         "}",
@@ -78,9 +79,7 @@ def method_struct(name: str, tableau: Tableau) -> list[str]:
     stages, extra = tableau.stages, len(tableau.extra_c)
     degree = max(len(row) for row in tableau.interpolant)
     rows = [[*row, *[0.0] * (degree - len(row))] for row in tableau.interpolant]
-    a = [
-        [*row, *[0.0] * (stages + extra - len(row))] for row in (*tableau.a, *tableau.extra_a)
-    ]
+    a = [[*row, *[0.0] * (stages + extra - len(row))] for row in (*tableau.a, *tableau.extra_a)]
     lines = [
         f"struct {name} {{",
         f"  static constexpr int stages = {stages}, extra = {extra}, degree = {degree};",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ LARGE = 1 << 16
 """Multiply-adds from which on a product of three dimensions of 16 or more goes to the BLAS."""
 
 VECTOR_BYTES = 64
-"""Of the widest vectors there are: products are arranged to suit them, the compiler uses its own."""
+"""Of the widest vectors: products are arranged to suit them, the compiler uses what there is."""
 
 
 @dataclass
@@ -182,122 +182,83 @@ class Translator:
         values, touched = program.steps[i]
         return getattr(self, f"_{program.code[i].op}")(program, i, values, touched)
 
-    def _pointer(self, access: Access) -> str:
-        name = SLOT_NAMES[access.slot]
-        return f"{name} + {access.offset}" if access.offset else name
-
     def _mm(self, program: Program, i: int, v: dict[str, Any], touched: Touched) -> list[str]:
-        addend = touched.reads[2] if v["add"] else None
-        return self._product(touched.write, touched.reads[0], touched.reads[1], addend, v)
-
-    def _product(
-        self, out: Access, a: Access, b: Access, c: Access | None, v: dict[str, Any]
-    ) -> list[str]:
-        """out (m, n) = a (m, k) b (k, n) + c, in the way that suits sizes and strides."""
-        m, n, k = v["m"], v["n"], v["k"]
-        (ai, ak), (bk, bj), (oi, oj) = a.strides, b.strides, out.strides
-        ci, cj = c.strides if c else (0, 0)
-        add = "true" if c else "false"
-        pc = self._pointer(c) if c else "out0"
-        pa, pb, po = self._pointer(a), self._pointer(b), self._pointer(out)
-        if m * n * k >= LARGE and min(m, n, k) >= 16:
-            plain = self._plain(m, n, k, pa, ai, ak, pb, bk, bj, po, oi, c is not None, pc, ci, cj)
-            blocked = self._vectors(out, a, b, c, m, n, k) or plain
-            call = (
-                f"large_product<T>(m.gemm, {m}, {n}, {k}, {pa}, {_flag(v['ta'])}, {v['lda']}, "
-                f"{pb}, {_flag(v['tb'])}, {v['ldb']}, {po}, {oi}, {add}, {pc}, {ci}, {cj});"
-            )
-            return [f"  if (m.gemm) {call}", f"  else {blocked}"]
-        text = self._vectors(out, a, b, c, m, n, k) or self._plain(
-            m, n, k, pa, ai, ak, pb, bk, bj, po, oi, c is not None, pc, ci, cj
+        product = _Product(v["m"], v["n"], v["k"], touched.write, *touched.reads)
+        text = self._vectors(product) or product.plain()
+        if product.cost < LARGE or min(product.m, product.n, product.k) < 16:
+            return [f"  {text}"]
+        call = (
+            f"large_product<T>(m.gemm, {product.sizes}, "
+            f"{_pointer(product.a)}, {_flag(v['ta'])}, {v['lda']}, "
+            f"{_pointer(product.b)}, {_flag(v['tb'])}, {v['ldb']}, "
+            f"{_pointer(product.out)}, {v['ldc']}, {product.addend});"
         )
-        return [f"  {text}"]
-
-    def _plain(self, *parts: Any) -> str:
-        return f"plain_product<T>({', '.join(_flag(x) if x is True or x is False else str(x) for x in parts)});"
-
-    def _vectors(
-        self, out: Access, a: Access, b: Access, c: Access | None, m: int, n: int, k: int
-    ) -> str | None:
-        """Along the columns of b, along the rows of a, or along k."""
-        (ai, ak), (bk, bj), (oi, oj) = a.strides, b.strides, out.strides
-        ci, cj = c.strides if c else (0, 0)
-        add = "true" if c else "false"
-        pc = self._pointer(c) if c else "out0"
-        pa, pb, po = self._pointer(a), self._pointer(b), self._pointer(out)
-        few = self.width // 2
-        dots = n <= 8 and k >= self.width
-        if (n < few or n <= 4) and dots and ak == 1:
-            rows, step = (pb, bj) if bk == 1 else (None, 0)
-            if rows is None and b.slot == P:
-                rows, step = self.packed.place(n, k, b.offset, bj, bk)
-            if rows is not None:
-                return (
-                    f"dots<T, {m}, {n}, {k}, {ai}, {step}, {oi}, {oj}, {add}, {ci}, {cj}>"
-                    f"({pa}, {rows}, {po}, {pc});"
-                )
-        by_columns, step = (pb, bk) if bj == 1 or n == 1 else (None, 0)
-        if by_columns is None and b.slot == P:
-            by_columns, step = self.packed.place(k, n, b.offset, bk, bj)
-        by_rows = pa if ai == 1 and m > 1 else None
-        if by_columns is not None and (n >= few or by_rows is None or n >= m):
-            return (
-                f"product<T, Strides<{ai}, {ak}, {step}, {oi}, {oj}, {add}, {ci}, {cj}>, "
-                f"{m}, {n}, {k}>({pa}, {by_columns}, {po}, {pc});"
-            )
-        if by_rows is not None:  # the transposed product
-            return (
-                f"product<T, Strides<{bj}, {bk}, {ak}, {oj}, {oi}, {add}, {cj}, {ci}>, "
-                f"{n}, {m}, {k}>({pb}, {by_rows}, {po}, {pc});"
-            )
-        if n <= 8 and ak == 1 and bk == 1:
-            return (
-                f"dots<T, {m}, {n}, {k}, {ai}, {bj}, {oi}, {oj}, {add}, {ci}, {cj}>"
-                f"({pa}, {pb}, {po}, {pc});"
-            )
-        return None
+        return [f"  if (m.gemm) {call}", f"  else {text}"]
 
     def _bmm(self, program: Program, i: int, v: dict[str, Any], touched: Touched) -> list[str]:
-        lines = []
-        for r in range(v["batch"]) if v["batch"] <= 4 else ():
-            out, a, b = (_matrix_of(x, r) for x in (touched.write, *touched.reads))
-            lines.append(f"  {self._vectors(out, a, b, None, v['m'], v['n'], v['k'])}")
-            if lines[-1].strip() == "None":
-                lines.clear()
-                break
-        if lines:
-            return lines
-        out, a, b = touched.write, *touched.reads
-        call = self._plain(
-            v["m"], v["n"], v["k"],
-            f"{self._pointer(a)} + r * {a.strides[0]}", a.strides[1], a.strides[2],
-            f"{self._pointer(b)} + r * {b.strides[0]}", b.strides[1], b.strides[2],
-            f"{self._pointer(out)} + r * {out.strides[0]}", out.strides[1], False, "out0", 0, 0,
-        )  # fmt: skip
-        return [f"  for (long r = 0; r < {v['batch']}; ++r) {call}"]
+        def of(r: int) -> _Product:
+            matrices = (_matrix_of(x, r) for x in (touched.write, *touched.reads))
+            return _Product(v["m"], v["n"], v["k"], *matrices)
+
+        if v["batch"] <= 4:
+            return [f"  {self._vectors(of(r)) or of(r).plain()}" for r in range(v["batch"])]
+        steps = [x.strides[0] for x in (touched.write, *touched.reads)]
+        return [f"  for (long r = 0; r < {v['batch']}; ++r) {of(0).plain(steps)}"]
+
+    def _vectors(self, x: _Product) -> str | None:
+        """Along the columns of b, along the rows of a, or along k; None where nothing suits."""
+        few = self.width // 2
+        rows = self._rows_of(x.b, x.k, x.n, x.bk, x.bj)
+        columns = self._columns_of(x.b, x.k, x.n, x.bk, x.bj)
+        if x.n < few and x.k >= self.width and x.ak == 1 and columns:
+            return x.dots(*columns())
+        by_rows = x.ai == 1 and x.m > 1
+        if rows and (x.n >= few or not by_rows or x.n >= x.m):
+            return x.along_columns(*rows())
+        if by_rows:
+            return x.along_rows()
+        if x.n <= 8 and x.k >= self.width and x.ak == 1 and columns:
+            return x.dots(*columns())
+        return None
+
+    def _rows_of(
+        self, b: Access, k: int, n: int, bk: int, bj: int
+    ) -> Callable[[], tuple[str, Any]] | None:
+        """b with contiguous rows, copied if need and possibility be."""
+        if bj == 1 or n == 1:
+            return lambda: (_pointer(b), bk)
+        return (lambda: self.packed.place(k, n, b.offset, bk, bj)) if b.slot == P else None
+
+    def _columns_of(
+        self, b: Access, k: int, n: int, bk: int, bj: int
+    ) -> Callable[[], tuple[str, Any]] | None:
+        """b with contiguous columns."""
+        if bk == 1:
+            return lambda: (_pointer(b), bj)
+        return (lambda: self.packed.place(n, k, b.offset, bj, bk)) if b.slot == P else None
 
     def _reduce(self, program: Program, i: int, v: dict[str, Any], touched: Touched) -> list[str]:
         sizes = ", ".join(str(v[x]) for x in ("outer", "n", "inner"))
         kind = program.code[i].kind
         a, out = touched.reads[0], touched.write
         return [
-            f"  reduce<T, {kind}>({sizes}, {self._pointer(out)}, {v['oo']}, {v['oi']}, "
-            f"{self._pointer(a)}, {v['ao']}, {v['an']}, {v['ai']});"
+            f"  reduce<T, {kind}>({sizes}, {_pointer(out)}, {v['oo']}, {v['oi']}, "
+            f"{_pointer(a)}, {v['ao']}, {v['an']}, {v['ai']});"
         ]
 
     def _scan(self, program: Program, i: int, v: dict[str, Any], touched: Touched) -> list[str]:
         sizes = ", ".join(str(v[x]) for x in ("outer", "n", "inner"))
-        out, a = self._pointer(touched.write), self._pointer(touched.reads[0])
+        out, a = _pointer(touched.write), _pointer(touched.reads[0])
         return [f"  running_sum<T>({sizes}, {out}, {a});"]
 
     def _gather(self, program: Program, i: int, v: dict[str, Any], touched: Touched) -> list[str]:
-        out, a = self._pointer(touched.write), self._pointer(touched.reads[0])
+        out, a = _pointer(touched.write), _pointer(touched.reads[0])
         return self._indexed(v, f"({out})[i] = ({a})[at[i]];")
 
     def _scatter_add(
         self, program: Program, i: int, v: dict[str, Any], touched: Touched
     ) -> list[str]:
-        out, a = self._pointer(touched.write), self._pointer(touched.reads[0])
+        out, a = _pointer(touched.write), _pointer(touched.reads[0])
         return self._indexed(v, f"({out})[at[i]] += ({a})[i];")
 
     def _indexed(self, v: dict[str, Any], body: str) -> list[str]:
@@ -309,6 +270,73 @@ class Translator:
 
 
 _ELEMENTWISE = {"unary", "unary_nd", "binary", "binary_nd", "ternary", "ternary_nd"}
+
+
+@dataclass
+class _Product:
+    """out (m, n) = a (m, k) b (k, n) + c, and the ways to write it."""
+
+    m: int
+    n: int
+    k: int
+    out: Access
+    a: Access
+    b: Access
+    c: Access | None = None
+
+    def __post_init__(self) -> None:
+        self.ai, self.ak = self.a.strides
+        self.bk, self.bj = self.b.strides
+        self.oi, self.oj = self.out.strides
+        self.ci, self.cj = self.c.strides if self.c else (0, 0)
+        self.add = _flag(self.c is not None)
+        self.from_c = _pointer(self.c) if self.c else "nullptr"
+
+    @property
+    def cost(self) -> int:
+        return self.m * self.n * self.k
+
+    @property
+    def sizes(self) -> str:
+        return f"{self.m}, {self.n}, {self.k}"
+
+    @property
+    def addend(self) -> str:
+        return f"{self.add}, {self.from_c}, {self.ci}, {self.cj}"
+
+    def dots(self, columns: str, step: Any) -> str:
+        strides = f"{self.ai}, {step}, {self.oi}, {self.oj}, {self.add}, {self.ci}, {self.cj}"
+        where = f"{_pointer(self.a)}, {columns}, {_pointer(self.out)}, {self.from_c}"
+        return f"dots<T, {self.sizes}, {strides}>({where});"
+
+    def along_columns(self, rows: str, step: Any) -> str:
+        strides = f"{self.ai}, {self.ak}, {step}, {self.oi}, {self.oj}"
+        strides += f", {self.add}, {self.ci}, {self.cj}"
+        where = f"{_pointer(self.a)}, {rows}, {_pointer(self.out)}, {self.from_c}"
+        return f"product<T, Strides<{strides}>, {self.sizes}>({where});"
+
+    def along_rows(self) -> str:
+        """The transposed product."""
+        strides = f"{self.bj}, {self.bk}, {self.ak}, {self.oj}, {self.oi}"
+        strides += f", {self.add}, {self.cj}, {self.ci}"
+        where = f"{_pointer(self.b)}, {_pointer(self.a)}, {_pointer(self.out)}, {self.from_c}"
+        return f"product<T, Strides<{strides}>, {self.n}, {self.m}, {self.k}>({where});"
+
+    def plain(self, steps: Sequence[int] = (0, 0, 0)) -> str:
+        """By loops; ``steps`` are added to the places of out, a and b, times ``r``."""
+        out, a, b = (
+            _pointer(x) + (f" + {step} * r" if step else "")
+            for x, step in zip((self.out, self.a, self.b), steps, strict=True)
+        )
+        return (
+            f"plain_product<T>({self.sizes}, {a}, {self.ai}, {self.ak}, {b}, {self.bk}, "
+            f"{self.bj}, {out}, {self.oi}, {self.oj}, {self.addend});"
+        )
+
+
+def _pointer(access: Access) -> str:
+    name = SLOT_NAMES[access.slot]
+    return f"{name} + {access.offset}" if access.offset else name
 
 
 def _flag(x: Any) -> str:

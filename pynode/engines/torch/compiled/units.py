@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pynode import catalogue
 from pynode.engines.torch.compiled.build import load
@@ -19,13 +20,11 @@ from pynode.engines.torch.compiled.call import PADDING
 from pynode.engines.torch.compiled.source import KINDS, source
 from pynode.engines.torch.methods import TABLEAUS
 from pynode.errors import LoweringError
-from pynode.field import FlatField, closed_over_trainables, trainable_tensors
+from pynode.field import FlatField, closed_over, trainable_tensors
 from pynode.lowering import lower
 from pynode.lowering.lowered import LoweredField
 from pynode.options import SolveOptions
-from pynode.precision import Autocast
 from pynode.solution import Statistics
-from pynode.state import StateLayout
 
 
 @dataclass
@@ -34,10 +33,13 @@ class Unit:
 
     Attributes:
         found: trainable tensors that the field depends on beside its args.
+        held: those, and other floating tensors of the state's dtype that the field holds: their
+            values go in anew each time, so that changed ones cost no compilation.
         lowered: the programs; ``lowered.tensors`` are what the parameter vector is made of.
     """
 
     found: list[Tensor]
+    held: list[Tensor]
     lowered: LoweredField
     functions: dict[Any, Any] = field(default_factory=dict)
 
@@ -63,7 +65,7 @@ class CompiledField(FlatField):
         return twin
 
 
-_FOUND: weakref.WeakKeyDictionary[Any, tuple[tuple[int, ...], list[Tensor]]]
+_FOUND: weakref.WeakKeyDictionary[Any, tuple[Any, list[Tensor]]]
 _FOUND = weakref.WeakKeyDictionary()
 _FUNCTIONS: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
@@ -71,10 +73,10 @@ _FUNCTIONS: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDict
 def unit_of(field: CompiledField, z0: Tensor, t0: float) -> Unit:
     """The field's programs, without code yet."""
     if field.unit is None:
-        found = _trainable(field, z0, t0)
-        lowered = _lower(field, z0, t0, KINDS["forward"], found)
+        found, held = _tensors(field, z0, t0)
+        lowered = _lower(field, z0, t0, KINDS["forward"], held)
         kept = _FUNCTIONS.setdefault(lowered.programs["f"], {})
-        field.unit = Unit(found, lowered, kept)
+        field.unit = Unit(found, held, lowered, kept)
     return field.unit
 
 
@@ -88,7 +90,7 @@ def function_of(
     if key not in unit.functions:
         names = KINDS[kind]
         if any(name not in unit.lowered.programs for name in names):
-            unit.lowered = _lower(field, z0, t0, names, unit.found)
+            unit.lowered = _lower(field, z0, t0, names, unit.held)
         rule = _gauss_rule(catalogue.solver(backward).order) if kind == "gauss" else ()
         tableaus = TABLEAUS[options.solver], TABLEAUS[backward]
         unit.functions[key] = load(source(kind, unit.lowered, *tableaus, rule))
@@ -103,33 +105,42 @@ def _gauss_rule(order: int) -> list[tuple[float, float]]:
 
 
 def _lower(
-    field: FlatField, z0: Tensor, t0: float, names: Sequence[str], found: list[Tensor]
+    field: FlatField, z0: Tensor, t0: float, names: Sequence[str], held: list[Tensor]
 ) -> LoweredField:
+    frozen = [x for x in held if not x.requires_grad]
     try:
-        return lower(field, z0, t0, names, tensors=found)
+        # Programs differentiate by all that may change.
+        for x in frozen:
+            x.requires_grad_(True)
+        return lower(field, z0, t0, names, tensors=held)
     except LoweringError as error:
         text = re.sub(r'[,;.(]* ?(or )?(use )?\(?lowering="callback".*$', "", str(error))
         raise LoweringError(
             f"compile=True: {text}. compile=False runs the field as it is, more slowly"
         ) from error
+    finally:
+        for x in frozen:
+            x.requires_grad_(False)
 
 
-def _trainable(field: FlatField, z0: Tensor, t0: float) -> list[Tensor]:
-    """What the field depends on beside args; found anew if it holds other tensors now.
+def _tensors(field: FlatField, z0: Tensor, t0: float) -> tuple[list[Tensor], list[Tensor]]:
+    """Trainable tensors that the field depends on beside args; these and all that it holds.
 
-    To find it takes an evaluation, which would cost as much as a whole small solve.
+    To find the first takes an evaluation, which would cost as much as a whole small solve: it is
+    done anew only if the field holds other tensors now.
     """
-    held = tuple(id(x) for x in closed_over_trainables(field.fn))
+    all_held = closed_over(field.fn)
+    now = tuple((id(x), x.requires_grad) for x in all_held)
     known = _FOUND.get(field.fn)
-    if known is None or known[0] != held:
+    if known is None or known[0] != now:
         quiet = FlatField(field.fn, field.layout, field.args, Statistics())
-        known = held, trainable_tensors(quiet, t0, z0.detach())[0]
+        found = trainable_tensors(quiet, t0, z0.detach())[0]
+        known = now, found
         with contextlib.suppress(TypeError):  # without weak references nothing is kept
             _FOUND[field.fn] = known
-    return known[1]
-
-
-def compiled_field(
-    fn: Any, layout: StateLayout, args: Any, stats: Statistics, autocast: Autocast | None
-) -> CompiledField:
-    return CompiledField(fn, layout, args, stats, autocast=autocast)
+    found = known[1]
+    mine = {id(x) for x in (*found, *pytree.tree_leaves(field.args))}
+    others = [
+        x for x in all_held if id(x) not in mine and x.dtype == z0.dtype and not x.requires_grad
+    ]
+    return found, [*found, *others]

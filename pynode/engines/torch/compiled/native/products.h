@@ -196,13 +196,13 @@ inline void dots(const T* x, const T* y, T* out, const T* c) {
 // Any strides.
 template <class T>
 inline void plain_product(long m, long n, long k, const T* a, long ai, long ak, const T* b, long bk,
-                          long bj, T* out, long oi, bool add, const T* c, long ci, long cj) {
+                          long bj, T* out, long oi, long oj, bool add, const T* c, long ci, long cj) {
   for (long i = 0; i < m; ++i)
     for (long j = 0; j < n; ++j) {
       T sum = 0;
       SIMD_SUM(sum)
       for (long l = 0; l < k; ++l) sum += a[i * ai + l * ak] * b[l * bk + j * bj];
-      out[i * oi + j] = add ? sum + c[i * ci + j * cj] : sum;
+      out[i * oi + j * oj] = add ? sum + c[i * ci + j * cj] : sum;
     }
 }
 
