@@ -375,7 +375,7 @@ class _Once(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> None:
         raise GradientError(
             f"sensitivity={ctx.name!r} gives first derivatives only: for double backward use "
-            "sensitivity='discrete' without checkpoints"
+            "sensitivity='discrete' without checkpoints, with compile=False"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Generator
 from ctypes import c_double, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Call(ctypes.Structure):
         ("has_dt", c_int64), ("adaptive", c_int64), ("max_steps", c_int64), ("record", c_int64),
         ("first_block", c_int64), ("steps", c_int64), ("step_times", c_void_p),
         ("step_data", c_void_p), ("cotangents", c_void_p), ("final_state", c_void_p),
-        ("state_gradient", c_void_p), ("gradient", c_void_p), ("seminorm", c_int64),
+        ("state_gradient", c_void_p), ("gradient", c_void_p), ("active", c_int64),
         ("ask", ASK), ("gemm", c_void_p), ("end", c_void_p), ("t", c_double),
         ("next_dt", c_double), ("status", c_int64), ("entry", c_int64), ("accepted", c_int64),
         ("rejected", c_int64), ("nfe", c_int64), ("vjp", c_int64), ("reached", c_int64),
@@ -50,21 +51,31 @@ def run(function: Any, call: Call, single: bool, log: Any) -> None:
         BaseException: what was raised while it asked, KeyboardInterrupt say.
     """
     raised: list[BaseException] = []
-
-    def ask(question: int) -> int:
-        try:
-            if question == ASK_MEMORY:
-                log.grow()
-        except BaseException as error:
-            raised.append(error)
-            return 1
-        return 0
-
-    call.ask = ASK(ask)
+    asked = _answers(log, raised)
+    next(asked)
+    call.ask = ASK(asked.send)
     call.gemm = gemm(single)
     function(ctypes.byref(call))
     if raised:
         raise raised[0]
+
+
+def _answers(log: Any, raised: list[BaseException]) -> Generator[int, int, None]:
+    """Answers to compiled code: 1 where it is to stop.
+
+    A generator, since a signal that has come is raised where Python code is entered: of a function
+    that is before its ``try``, here it is inside.
+    """
+    answer = 0
+    while True:
+        try:
+            if (yield answer) == ASK_MEMORY:
+                log.grow()
+        except GeneratorExit:
+            return
+        except BaseException as error:
+            raised.append(error)
+            answer = 1
 
 
 @functools.cache

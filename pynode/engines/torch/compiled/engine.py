@@ -45,22 +45,24 @@ class Entries:
     """
 
     def __init__(self, times: Times, layout: StateLayout) -> None:
-        values = times.t.detach().to(torch.float64).numpy()
         self.places: np.ndarray | None = None
-        self.slots = values.shape[-1]
+        self.slots = times.t.shape[-1]
         if not times.per_sample:
-            self.at = np.ascontiguousarray(values)
-        else:
-            assert layout.rows is not None
-            sample, slot = np.nonzero(~np.isnan(values))
-            order = np.argsort(times.direction * values[sample, slot], kind="stable")
-            sample, slot = sample[order], slot[order]
-            width = layout.size // layout.rows
-            self.at = values[sample, slot]
-            columns = (slot * layout.size + sample * width, sample * width)
-            self.places = np.stack([*columns, np.full_like(slot, width)], axis=1)
-        keys = self.at * times.direction
-        self.initial = int(np.searchsorted(keys, times.start * times.direction, side="right"))
+            self.at = np.array(times.values)
+            self.initial = 0
+            while self.initial < len(times.values) and times.values[self.initial] == times.start:
+                self.initial += 1
+            return
+        assert layout.rows is not None
+        values = times.t.detach().to(torch.float64).numpy()
+        sample, slot = np.nonzero(~np.isnan(values))
+        order = np.argsort(times.direction * values[sample, slot], kind="stable")
+        sample, slot = sample[order], slot[order]
+        width = layout.size // layout.rows
+        self.at = values[sample, slot]
+        columns = (slot * layout.size + sample * width, sample * width)
+        self.places = np.stack([*columns, np.full_like(slot, width)], axis=1)
+        self.initial = int((self.at == times.start).sum())
 
     def fill(self, call: Call) -> None:
         call.times, call.time_count = self.at.ctypes.data, len(self.at)
@@ -207,7 +209,7 @@ class CompiledEngine(TorchEngine):
             call.steps = log.steps
         call.final_state, call.cotangents = forward.final.data_ptr(), grad.data_ptr()
         call.state_gradient, call.gradient = of_state.data_ptr(), gradient.data_ptr()
-        call.seminorm = options.adjoint_seminorm
+        call.active = 0 if options.adjoint_seminorm else unit.active
         run(function, call, z0.dtype == torch.float32, None)
         del kept
         field.stats.nfe_backward += call.nfe

@@ -39,6 +39,9 @@ class CompiledLog:
         self.steps = 0
         self.final = like
 
+    def __len__(self) -> int:
+        return self.steps
+
     def attach(self, call: Call) -> None:
         call.first_block = self.first
         call.step_times = ctypes.addressof(self._time_pointers)
@@ -64,7 +67,7 @@ class CompiledLog:
             rows += zip(times.tolist(), cube.unbind(), strict=True)
         rows = rows[: self.steps]
         after = [*(row[0] for _, row in rows[1:]), self.final]
-        log.times = [numbers[0] for numbers, _ in rows] + ([rows[-1][0][1]] if rows else [])
+        log.times = [*(numbers[0] for numbers, _ in rows), rows[-1][0][1]]
         for (numbers, row), z1 in zip(rows, after, strict=True):
             t, t1, last, flags = numbers
             extended = bool(int(flags) & EXTENDED) or not c.extra_a

@@ -33,13 +33,16 @@ class Unit:
 
     Attributes:
         found: trainable tensors that the field depends on beside its args.
-        held: those, and other floating tensors of the state's dtype that the field holds: their
-            values go in anew each time, so that changed ones cost no compilation.
+        held: those, tensors of args that require grad, and other floating tensors of the state's
+            dtype that the field holds: their values go in anew each time, so that changed ones
+            cost no compilation.
+        active: of the parameter vector, so many leading entries are trainable.
         lowered: the programs; ``lowered.tensors`` are what the parameter vector is made of.
     """
 
     found: list[Tensor]
     held: list[Tensor]
+    active: int
     lowered: LoweredField
     functions: dict[Any, Any] = field(default_factory=dict)
 
@@ -73,10 +76,14 @@ _FUNCTIONS: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDict
 def unit_of(field: CompiledField, z0: Tensor, t0: float) -> Unit:
     """The field's programs, without code yet."""
     if field.unit is None:
-        found, held = _tensors(field, z0, t0)
+        found, others = _tensors(field, z0, t0)
+        leaves = pytree.tree_leaves(field.args)
+        found_in_args = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
+        trainable = [*found, *found_in_args]
+        held = [*trainable, *others]
         lowered = _lower(field, z0, t0, KINDS["forward"], held)
         kept = _FUNCTIONS.setdefault(lowered.programs["f"], {})
-        field.unit = Unit(found, held, lowered, kept)
+        field.unit = Unit(found, held, sum(x.numel() for x in trainable), lowered, kept)
     return field.unit
 
 
@@ -124,7 +131,7 @@ def _lower(
 
 
 def _tensors(field: FlatField, z0: Tensor, t0: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Trainable tensors that the field depends on beside args; these and all that it holds.
+    """Trainable tensors that the field depends on beside args, and others that it holds.
 
     To find the first takes an evaluation, which would cost as much as a whole small solve: it is
     done anew only if the field holds other tensors now.
@@ -140,7 +147,9 @@ def _tensors(field: FlatField, z0: Tensor, t0: float) -> tuple[list[Tensor], lis
             _FOUND[field.fn] = known
     found = known[1]
     mine = {id(x) for x in (*found, *pytree.tree_leaves(field.args))}
-    others = [
-        x for x in all_held if id(x) not in mine and x.dtype == z0.dtype and not x.requires_grad
-    ]
-    return found, [*found, *others]
+    others = [x for x in all_held if id(x) not in mine and _may_change(x, z0)]
+    return found, others
+
+
+def _may_change(x: Tensor, z0: Tensor) -> bool:
+    return x.dtype == z0.dtype and not x.requires_grad and not x.is_inference()

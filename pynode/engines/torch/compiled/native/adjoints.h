@@ -352,7 +352,7 @@ int interpolating(Call& c) {
   Memory<T> z(N);
   System system{back, trajectory, z};
   Scale<T> scale{nullptr, nullptr, T(c.rtol), T(c.atol), false, {0, N}};
-  if (P && !c.seminorm) scale.edges.push_back(N + P);
+  if (c.active) scale.edges.push_back(N + c.active);
   const Jumps jumps(c.jumps, c.jump_count);
   Loop<T, M, System> loop(system, c, scale, jumps);
   sweep(c, loop, [&](std::int64_t lo, std::int64_t hi) { back.jump(loop.state(), lo, hi); },
@@ -383,7 +383,7 @@ int backsolve(Call& c) {
   Backward_<T, Programs> back(c);
   System system{back};
   Scale<T> scale{nullptr, nullptr, T(c.rtol), T(c.atol), false, {0, N, 2 * N}};
-  if (P && !c.seminorm) scale.edges.push_back(2 * N + P);
+  if (c.active) scale.edges.push_back(2 * N + c.active);
   const Jumps jumps(c.jumps, c.jump_count);
   Loop<T, M, System> loop(system, c, scale, jumps);
   const T* final_state = static_cast<const T*>(c.final_state);

@@ -30,11 +30,12 @@ struct Call {
   std::int64_t record, first_block, steps;
   double** step_times;
   void** step_data;
-  // The backward pass: cotangents of the outputs, and the gradients.
+  // The backward pass: cotangents of the outputs, the gradients, and how many leading entries of
+  // the parameters' gradient take part in error control.
   const void* cotangents;
   const void* final_state;
   void *state_gradient, *gradient;
-  std::int64_t seminorm;
+  std::int64_t active;
   // From Python: whether to stop, and more memory for steps. A BLAS, where there is one.
   int (*ask)(int question);
   const void* gemm;
