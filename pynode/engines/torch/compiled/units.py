@@ -6,7 +6,7 @@ import contextlib
 import re
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ from pynode.engines.torch.compiled.source import KINDS, source
 from pynode.engines.torch.methods import TABLEAUS
 from pynode.errors import LoweringError
 from pynode.field import FlatField, closed_over, trainable_tensors
-from pynode.lowering import lower
+from pynode.lowering import cache, lower
 from pynode.lowering.lowered import LoweredField
+from pynode.lowering.pipeline import parameters_of
 from pynode.options import SolveOptions
 from pynode.solution import Statistics
 
@@ -114,10 +115,14 @@ def _gauss_rule(order: int) -> list[tuple[float, float]]:
 def _lower(
     field: FlatField, z0: Tensor, t0: float, names: Sequence[str], held: list[Tensor]
 ) -> LoweredField:
-    frozen = [x for x in held if not x.requires_grad]
+    frozen: list[Tensor] = []
     try:
-        # Programs differentiate by all that may change.
-        for x in frozen:
+        tensors = parameters_of(field, z0, t0, held)
+        known = cache.recall(field, z0, tensors)
+        if known is not None and all(name in known.programs for name in names):
+            return replace(known, tensors=tuple(tensors))
+        frozen = [x for x in held if not x.requires_grad]
+        for x in frozen:  # programs differentiate by all that may change
             x.requires_grad_(True)
         return lower(field, z0, t0, names, tensors=held)
     except LoweringError as error:
