@@ -47,9 +47,8 @@ def figure(rows, out):
 
 def study(*bases):
     def table(rows):
-        return markdown_table(
-            ("base", "square"), [(str(r["base"]), str(r["square"])) for r in rows]
-        )
+        lines = [(str(r["base"]), str(r["square"])) for r in rows]
+        return "# Squares\n\n" + markdown_table(("base", "square"), lines)
 
     return Study("squares", [Spec(b) for b in bases], work, {"n": len(bases)}, table, figure)
 
