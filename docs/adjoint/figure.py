@@ -1,10 +1,11 @@
-"""The figure of docs/adjoint.md: the adjoint by its equation and, pushed by hand, by its definition.
+"""The figure of docs/adjoint.md: the adjoint by its equation, and by its definition.
 
 Run from anywhere: ``python docs/adjoint/figure.py``.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def losses(z: Tensor, which: Tensor) -> Tensor:
 
 def loss_to_come(t: float, z: Tensor) -> float:
     """L_{>t} as a function of the state at t: the rest is solved, and observed."""
-    later = OBSERVED > t + 1e-9
+    later = t + 1e-9 < OBSERVED
     if not later.any():
         return 0.0
     times = torch.cat([torch.tensor([t], dtype=torch.float64), OBSERVED[later]])
@@ -56,7 +57,7 @@ def by_equation() -> tuple[Tensor, Tensor, Tensor]:
     state = torch.zeros(2, dtype=torch.float64)
     ends = [5.5, *OBSERVED.flip(0).tolist(), 0.0]
     times, states = [], []
-    for i, (later, earlier) in enumerate(zip(ends, ends[1:], strict=False)):
+    for i, (later, earlier) in enumerate(pairwise(ends)):
         if i > 0:
             jump = forward(torch.tensor(later, dtype=torch.float64))[0] - TARGETS.flip(0)[i - 1]
             state = state + torch.stack([jump, torch.zeros_like(jump)])
@@ -74,8 +75,7 @@ def draw() -> Figure:
     grid = torch.linspace(0.0, 5.5, 400, dtype=torch.float64)
     solution = solve(field, START, grid, args=RATE, **TIGHT)
     times, a, a_rate = by_equation()
-    with plots.style():
-        figure = Figure(figsize=(7.2, 6.0), layout="constrained")
+    with plots.canvas(7.2, 6.0) as figure:
         top, middle, bottom = figure.subplots(3, 1, sharex=True)
         top.plot(grid, solution.zs[:, 0], color=GREEN)
         seen = solution(OBSERVED)[:, 0]
@@ -87,12 +87,13 @@ def draw() -> Figure:
         at = torch.arange(0.125, 5.5, 0.25, dtype=torch.float64)
         pushed = [by_definition(t.item(), solution(t)) for t in at]
         middle.plot(at, pushed, "o", color="black", markersize=3.5, label="by its definition")
+        middle.set_ylim(-0.06, 1.5)
         middle.set_ylabel("a(t) = ∂L$_{>t}$/∂z(t)")
-        middle.legend(loc="lower right")
+        middle.legend(loc="upper right", ncols=2)
         bottom.plot(times, a_rate, color=BLUE)
         bottom.plot([0.0], [a_rate[-1]], "o", color=BLUE)
         bottom.annotate("dL/dθ", (0.0, a_rate[-1]), (6, 4), textcoords="offset points")
-        bottom.annotate("0: an empty integral", (5.5, 0.0), (-105, 8), textcoords="offset points")
+        bottom.annotate("0: an empty integral", (5.5, 0.0), (-98, 28), textcoords="offset points")
         bottom.set_ylabel("a$_θ$(t)")
         bottom.set_xlabel("t  (the adjoint is computed from right to left)")
         for axes in (top, middle, bottom):
