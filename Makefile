@@ -32,7 +32,7 @@ bench: .venv-bench/.ready
 	  --constraint constraints.txt --constraint benchmarks/constraints.txt --editable '.[bench]'
 	@touch $@
 
-# All experiments at demo scale, into docs/; tables that pages show are renewed from them.
+# All experiments but the spiral (make demo) at demo scale, into docs/; tables that pages show are renewed from them.
 experiments: $(VENV)/.core
 	for name in $(EXPERIMENTS); do \
 	  $(BIN)/pynode experiment $$name --scale demo --out docs/$$name || exit 1; \
