@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -31,6 +32,23 @@ def calling_form(fn: UserField, with_args: bool) -> str:
     if not callable(fn):
         raise InputError(f"the field is a {type(fn).__name__}, which cannot be called")
     target = fn.forward if isinstance(fn, nn.Module) else fn
+    function = getattr(target, "__func__", target)
+    if type(function) is not FunctionType or function.__dict__:  # wrapped, it may be, or signed
+        return _form(target, with_args)
+    # To look at a signature takes as long as a small field.
+    key = function.__code__, function is target, len(function.__defaults__ or ()), with_args
+    found = _FORMS.get(key)
+    if found is None:
+        if len(_FORMS) > 1000:
+            _FORMS.clear()
+        found = _FORMS[key] = _form(target, with_args)
+    return found
+
+
+_FORMS: dict[tuple[CodeType, bool, int, bool], str] = {}
+
+
+def _form(target: Callable[..., Any], with_args: bool) -> str:
     try:
         parameters = list(inspect.signature(target).parameters.values())
     except (TypeError, ValueError):
