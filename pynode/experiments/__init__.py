@@ -33,4 +33,20 @@ EXPERIMENTS: dict[str, Experiment] = {
         "pynode.experiments.spiral",
         "RNNs against the latent ODE on irregular, incomplete spirals (Chen et al. 2018, table 2)",
     ),
+    "memory": Experiment(
+        "pynode.experiments.memory",
+        "memory and error of every kind of gradient against the length of the integration",
+    ),
+    "gradients": Experiment(
+        "pynode.experiments.gradients",
+        "sensitivities × solvers × tolerances × engines: which gradient to choose",
+    ),
+    "augment": Experiment(
+        "pynode.experiments.augment",
+        "x → −x and a ring around a disc: what needs an augmented or a second-order ODE",
+    ),
+    "physics": Experiment(
+        "pynode.experiments.physics",
+        "a pendulum learned by a Hamiltonian field and by a plain one: energy over a long time",
+    ),
 }
