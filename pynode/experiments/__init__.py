@@ -33,4 +33,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "pynode.experiments.spiral",
         "RNNs against the latent ODE on irregular, incomplete spirals (Chen et al. 2018, table 2)",
     ),
+    "flow": Experiment(
+        "pynode.experiments.flow",
+        "continuous normalizing flows on eight densities, beside flows of layers",
+    ),
 }
