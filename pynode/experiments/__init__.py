@@ -37,4 +37,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "pynode.experiments.flow",
         "continuous normalizing flows on eight densities, beside flows of layers",
     ),
+    "classify": Experiment(
+        "pynode.experiments.classify",
+        "from ResNet to ODE-Net on handwritten digits, and the limit between them",
+    ),
 }

@@ -27,3 +27,10 @@ def run(monkeypatch, capsys):
 def test_noise_to_data(run):
     printed = run("noise_to_data.py", "--steps", "2")
     assert float(re.search(r"off by at most (\S+)", printed)[1]) < 1e-4
+
+
+def test_resnet_to_ode(run):
+    pytest.importorskip("sklearn")
+    printed = run("resnet_to_ode.py", "--epochs", "1")
+    off = [float(x) for x in re.findall(r"off by (\S+)", printed)]
+    assert off == sorted(off, reverse=True) and off[-2] / off[-1] == pytest.approx(2.0, abs=0.3)
