@@ -49,4 +49,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         "pynode.experiments.physics",
         "a pendulum learned by a Hamiltonian field and by a plain one: energy over a long time",
     ),
+    "flow": Experiment(
+        "pynode.experiments.flow",
+        "continuous normalizing flows on eight densities, beside flows of layers",
+    ),
+    "classify": Experiment(
+        "pynode.experiments.classify",
+        "from ResNet to ODE-Net on handwritten digits, and the limit between them",
+    ),
+    "adaptive": Experiment(
+        "pynode.experiments.adaptive",
+        "one trained model at many tolerances: accuracy against cost (Chen et al. 2018, figure 3)",
+    ),
 }
