@@ -1,4 +1,4 @@
-"""Models of irregular time series, all with one interface, by name."""
+"""Models of irregular time series, all with one interface, by name; and the flow, `CNF`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 from pynode.errors import InputError
 from pynode.models.base import LossTerms, Prediction, SeriesModel
 from pynode.models.baselines import LastValue, Linear
+from pynode.models.cnf import CNF
 from pynode.models.latent_ode import LatentODE
 from pynode.models.ode_rnn import ODERNN
 from pynode.models.rnn import RNN, RNNDecay, RNNDelta, RNNTime
 
-__all__ = ["MODELS", "LossTerms", "Prediction", "SeriesModel", "build"]
+__all__ = ["CNF", "MODELS", "LossTerms", "Prediction", "SeriesModel", "build"]
 
 MODELS: dict[str, type[SeriesModel]] = {
     "rnn": RNN,
