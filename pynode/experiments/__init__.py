@@ -41,4 +41,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "pynode.experiments.classify",
         "from ResNet to ODE-Net on handwritten digits, and the limit between them",
     ),
+    "uneven": Experiment(
+        "pynode.experiments.uneven",
+        "what an RNN should be told of uneven times: t, Δt, both, decay, a learned embedding",
+    ),
 }
