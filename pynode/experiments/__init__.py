@@ -61,4 +61,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "pynode.experiments.adaptive",
         "one trained model at many tolerances: accuracy against cost (Chen et al. 2018, figure 3)",
     ),
+    "uneven": Experiment(
+        "pynode.experiments.uneven",
+        "what an RNN should be told of uneven times: t, Δt, both, decay, a learned embedding",
+    ),
 }

@@ -22,6 +22,9 @@ from pynode.experiments.study import metadata, say
 from pynode.models import MODELS
 from pynode.train.files import write_json, write_text
 
+COMPARED = (
+    "rnn", "rnn_t", "rnn_dt", "rnn_decay", "ode_rnn", "latent_ode", "last_value", "linear",
+)  # fmt: skip
 NOISE = 0.03  # of an observation; Chen et al. do not say theirs
 
 
@@ -54,7 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="demo",
         help="demo: minutes, on incomplete series; paper: Chen's protocol (default: demo)",
     )
-    add("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    add(
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        default=list(COMPARED),
+        metavar="MODEL",
+        help=f"of {', '.join(MODELS)} (default: {' '.join(COMPARED)})",
+    )
     add("--observed", nargs="+", type=int, metavar="N", help="observations of the 100 points")
     add("--missing", type=float, metavar="P", help="probability that a coordinate is missing")
     add("--seeds", type=int, metavar="N", help="run seeds 0 to N−1")

@@ -11,7 +11,17 @@ from pynode.models.baselines import LastValue, Linear
 from pynode.models.cnf import CNF
 from pynode.models.latent_ode import LatentODE
 from pynode.models.ode_rnn import ODERNN
-from pynode.models.rnn import RNN, RNNDecay, RNNDelta, RNNTime
+from pynode.models.rnn import (
+    GRUD,
+    RNN,
+    RNNDecay,
+    RNNDelta,
+    RNNImpute,
+    RNNTime,
+    RNNTimeDelta,
+    RNNTimeEmbedding,
+)
+from pynode.models.rnn_vae import RNNVAE
 
 __all__ = ["CNF", "MODELS", "LossTerms", "Prediction", "SeriesModel", "build"]
 
@@ -19,8 +29,13 @@ MODELS: dict[str, type[SeriesModel]] = {
     "rnn": RNN,
     "rnn_t": RNNTime,
     "rnn_dt": RNNDelta,
+    "rnn_t_dt": RNNTimeDelta,
+    "rnn_time2vec": RNNTimeEmbedding,
     "rnn_decay": RNNDecay,
+    "rnn_impute": RNNImpute,
+    "gru_d": GRUD,
     "ode_rnn": ODERNN,
+    "rnn_vae": RNNVAE,
     "latent_ode": LatentODE,
     "last_value": LastValue,
     "linear": Linear,

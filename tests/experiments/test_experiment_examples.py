@@ -34,3 +34,8 @@ def test_resnet_to_ode(run):
     printed = run("resnet_to_ode.py", "--epochs", "1")
     off = [float(x) for x in re.findall(r"off by (\S+)", printed)]
     assert off == sorted(off, reverse=True) and off[-2] / off[-1] == pytest.approx(2.0, abs=0.3)
+
+
+def test_time_or_gap(run):
+    printed = run("time_or_gap.py", "--epochs", "1", "--series", "8")
+    assert len(re.findall(r"RNN told \S+ +\d\.\d+", printed)) == 6
