@@ -1,0 +1,106 @@
+"""Networks as the fitting of windows uses them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.data.series import IrregularSeries
+from pynode.models import MODELS, build
+from pynode.models.base import LossTerms, Prediction, SeriesModel
+from pynode.models.latent_ode import LatentODE
+
+# What is trained, and the rules that need no training.
+FORECASTERS = tuple(MODELS)
+
+
+class WindowModel(SeriesModel):
+    """Any series model, on packed windows: see :func:`pynode.fitting.windows.pack`.
+
+    Static covariates are coordinates that never change, seen at every observation. A latent ODE
+    reads only the rows that are marked as known, and is trained on all others too, those in the
+    future included (Rubanova et al. 2019, section 4.2: encode what is known, decode the rest).
+    The recurrent models predict every row from those before it.
+
+    Args:
+        network: its name in ``MODELS``.
+        values: C, the coordinates that are predicted.
+        static: S, the covariates.
+        start: the earliest time of a window, ≤ 0.
+        hyper: of the network.
+    """
+
+    def __init__(
+        self, network: str, values: int, static: int, start: float, **hyper: Any
+    ) -> None:
+        super().__init__(values + static + 1)
+        if network == "latent_ode":
+            hyper = {"t0": start, **hyper}
+        self.values = values
+        self.network = build(network, values + static, **hyper)
+
+    @property
+    def trainable(self) -> bool:  # type: ignore[override]
+        """Whether the network has a loss."""
+        return self.network.trainable
+
+    @property
+    def random(self) -> bool:
+        """Whether predictions of the network can be drawn."""
+        return isinstance(self.network, LatentODE)
+
+    @property
+    def nfe(self) -> tuple[int, int]:
+        """See :attr:`SeriesModel.nfe`."""
+        return self.network.nfe
+
+    def predict(
+        self, observed: IrregularSeries, at: Tensor, generator: torch.Generator | None = None
+    ) -> Prediction:
+        """Values (B, Q, C) at the times ``at``, from the rows of the windows that are read."""
+        found = self.network.predict(self._read(observed), at, generator)
+        std = None if found.std is None else found.std[..., : self.values]
+        return Prediction(found.mean[..., : self.values], std)
+
+    def loss(
+        self,
+        observed: IrregularSeries,
+        *,
+        kl_weight: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> LossTerms:
+        """See :meth:`SeriesModel.loss`."""
+        self._begin(observed)
+        everything = _coordinates(observed, slice(0, -1))
+        if isinstance(self.network, LatentODE):
+            scored = everything.mask.clone()
+            scored[..., self.values :] = False
+            return self.network.loss(
+                IrregularSeries(everything.times, everything.values, scored),
+                kl_weight=kl_weight,
+                generator=generator,
+                read=self._read(observed),
+            )
+        return self.network.loss(everything, kl_weight=kl_weight, generator=generator)
+
+    def _read(self, windows: IrregularSeries) -> IrregularSeries:
+        flag = windows.values[..., -1:] > 0.5
+        inner = _coordinates(windows, slice(0, -1))
+        mask = inner.mask & flag
+        # Rows that are not read go to the end as padding.
+        order = (~flag.squeeze(-1)).long().argsort(dim=1, stable=True)
+        times = inner.times.masked_fill(~flag.squeeze(-1), math.nan).gather(1, order)
+        wide = order.unsqueeze(-1).expand_as(inner.values)
+        longest = int(flag.sum(dim=1).max())
+        return IrregularSeries(
+            times[:, :longest],
+            inner.values.gather(1, wide)[:, :longest],
+            mask.gather(1, wide)[:, :longest],
+        )
+
+
+def _coordinates(series: IrregularSeries, chosen: slice) -> IrregularSeries:
+    return IrregularSeries(series.times, series.values[..., chosen], series.mask[..., chosen])
