@@ -40,7 +40,7 @@ class SeriesTable:
     """The series of a table.
 
     Attributes:
-        columns: which columns they came from.
+        columns: which columns they came from; of a long table, as if it were wide.
         clock: what their times mean.
         ids: B names of series, as in the table; ``(None,)`` where it has no id column.
         times: B arrays (n_b,), strictly increasing, in the clock's numbers.
@@ -49,6 +49,7 @@ class SeriesTable:
         statics: the covariates.
         labels: B labels; empty without a label column.
         notes: what was done to the table that its owner may not expect, in words.
+        source: the columns as they are in the table, all named.
     """
 
     columns: Columns
@@ -60,6 +61,7 @@ class SeriesTable:
     statics: tuple[Static, ...] = ()
     labels: tuple[Any, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    source: Columns = field(default_factory=Columns)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -145,15 +147,15 @@ def read_series(
     notes: list[str] = []
     format = clock.format if clock is not None else time_format
     frame, columns, clock = read_table(source, columns or Columns(), text, clock, format, notes)
-    if frame.empty:
-        raise InputError("the table has no rows")
+    source_columns = columns
     if columns.variable is not None:
         frame, columns = _widened(frame, columns)
+        source_columns = replace(source_columns, only=columns.values)
     frame = _sorted(frame, columns, notes)
     frame = _merged(frame, columns, notes)
     if need_values:
         frame = _without_empty(frame, columns, notes)
-    return _laid_out(frame, columns, clock, statics, notes)
+    return replace(_laid_out(frame, columns, clock, statics, notes), source=source_columns)
 
 
 def _widened(frame: pd.DataFrame, columns: Columns) -> tuple[pd.DataFrame, Columns]:

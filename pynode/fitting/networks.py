@@ -12,9 +12,15 @@ from pynode.data.series import IrregularSeries
 from pynode.models import MODELS, build
 from pynode.models.base import LossTerms, Prediction, SeriesModel
 from pynode.models.latent_ode import LatentODE
+from pynode.models.rnn import RNN
 
-# What is trained, and the rules that need no training.
-FORECASTERS = tuple(MODELS)
+# What can be fitted: all series models, and one more rule that needs no training, which holds the
+# last value of what trend and season leave.
+SEASONAL = "seasonal"
+FORECASTERS = (*MODELS, SEASONAL)
+# These see the values as they are, so that they are what their names say.
+PLAIN_RULES = ("last_value", "linear")
+RULES = (*PLAIN_RULES, SEASONAL)
 
 
 class WindowModel(SeriesModel):
@@ -40,6 +46,8 @@ class WindowModel(SeriesModel):
         if network == "latent_ode":
             hyper = {"t0": start, **hyper}
         self.values = values
+        self.name = network
+        network = "last_value" if network == SEASONAL else network
         self.network = build(network, values + static, **hyper)
 
     @property
@@ -51,6 +59,11 @@ class WindowModel(SeriesModel):
     def random(self) -> bool:
         """Whether predictions of the network can be drawn."""
         return isinstance(self.network, LatentODE)
+
+    @property
+    def steps(self) -> bool:
+        """Whether the network goes on from point to point, reading what it has predicted."""
+        return isinstance(self.network, RNN)
 
     @property
     def nfe(self) -> tuple[int, int]:

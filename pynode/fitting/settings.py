@@ -10,7 +10,7 @@ import numpy as np
 
 from pynode.data.frames import SeriesTable
 from pynode.errors import InputError
-from pynode.fitting.networks import FORECASTERS
+from pynode.fitting.networks import FORECASTERS, PLAIN_RULES
 from pynode.fitting.scaling import (
     Scaling,
     Shape,
@@ -185,12 +185,14 @@ class Plan:
         scaling: what is taken out of the values.
         split: the parts of the data.
         reasons: what was decided, in words.
+        shaped: whether trend and season were looked for.
     """
 
     frame: Frame
     scaling: Scaling
     split: Split
     reasons: tuple[str, ...]
+    shaped: bool
 
 
 def make_plan(table: SeriesTable, settings: Settings, reuse: Plan | None = None) -> Plan:
@@ -205,11 +207,16 @@ def make_plan(table: SeriesTable, settings: Settings, reuse: Plan | None = None)
     split = reuse.split if reuse else split_table(table, settings)
     reasons: list[str] = []
     frame = reuse.frame if reuse else _frame(table, split, settings, reasons)
-    shape = _shape(split, frame, settings, reasons)
+    if settings.model in PLAIN_RULES:
+        shape = Shape()
+    elif reuse is not None and reuse.shaped:
+        shape = reuse.scaling.shape
+    else:
+        shape = _shape(split, frame, settings, reasons)
     centred = _centred(split, shape, settings, reasons)
     scaling = learn_scaling(split.train.table, shape, centred)
     scaling = _rescaled(split.train, scaling, frame)
-    return Plan(frame, scaling, split, tuple(reasons))
+    return Plan(frame, scaling, split, tuple(reasons), settings.model not in PLAIN_RULES)
 
 
 def _frame(
