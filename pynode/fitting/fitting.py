@@ -199,7 +199,7 @@ def _build(
     if settings.model in RULES and hyper:
         raise InputError(f"{settings.model} has no options")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(settings.seed + 7919 * settings.repeat)
         model = WindowModel(settings.model, n_values, n_static, start(plan.frame), **hyper)
     return model, hyper
 
@@ -233,7 +233,7 @@ def train_config(settings: Settings, n_windows: int) -> TrainConfig:
         lr_min=min(settings.lr, 0.001),
         kl_start=0,
         kl_decay=0.9,
-        seed=settings.seed,
+        seed=settings.seed + 7919 * settings.repeat,
         max_seconds=60 * settings.minutes,
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 from pynode.fitting.calibration import Calibration, Residuals
 from pynode.fitting.windows import Frame, Window
 
-COVERAGES = (0.5, 0.8, 0.95)
+COVERAGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _LEVELS = np.round(np.arange(0.05, 1.0, 0.05), 2)
 _RESAMPLES = 2000
 
@@ -21,8 +21,8 @@ class Scores:
     """Errors on held-out windows, in the data's own units where not said otherwise.
 
     Attributes:
-        by_value: for each value ``rmse``, ``mae``, ``crps`` and ``coverage_50`` (_80, _95) beyond
-            the origin, and ``rmse_inside`` for hidden rows before it; None where nothing was.
+        by_value: for each value ``rmse``, ``mae``, ``crps`` and ``coverage_10`` to ``coverage_95``
+            beyond the origin, and ``rmse_inside`` for hidden rows before it; None where nothing was.
         relative: RMSE beyond the origin in standard deviations of the training data, the root
             mean square over values: what models are compared by.
         squares: (W,), the squares that ``relative`` is made of, a mean for each window.

@@ -45,6 +45,7 @@ class Settings:
         epochs: passes over the training windows.
         windows: how many of these there are.
         batch_size, lr, seed, accumulate, precision: see :class:`pynode.train.TrainConfig`.
+        repeat: which of several trainings that differ only in initial weights and batches.
         minutes: training stops after the first epoch that ends beyond so many.
         hide: share of the known rows that a training window does not show but asks for.
         hyper: the network's own options.
@@ -67,6 +68,7 @@ class Settings:
     batch_size: int = 32
     lr: float = 0.01
     seed: int = 0
+    repeat: int = 0
     accumulate: int = 1
     precision: str = "float32"
     minutes: float = 3.0
