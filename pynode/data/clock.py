@@ -11,8 +11,7 @@ import pandas as pd
 
 from pynode.errors import InputError
 
-_DAY = pd.Timedelta(days=1)
-_EPOCH = pd.Timestamp(0, tz="UTC")
+_MICROSECONDS = 86_400e6  # in a day
 _ZONE = re.compile(r"(?:Z|[+-]\d\d:?(?:\d\d)?)$")
 _DURATION = re.compile(r"\s*([0-9.eE+-]+)\s*([A-Za-z]*)\s*")
 # In days. A month and a year are the Gregorian calendar's mean ones.
@@ -115,7 +114,7 @@ class Clock:
                     row = int((zones != aware).argmax())
                     raise InputError(_mixed(column.name, first_row + row, bool(zones[row])))
             stamps = self._parsed(text, first_row)
-        return np.asarray((stamps - _EPOCH) / _DAY, dtype=np.float64)
+        return stamps.dt.as_unit("us").astype("int64").to_numpy() / _MICROSECONDS
 
     def _parsed(self, text: pd.Series, first_row: int) -> pd.Series:
         format = "ISO8601" if self.format is None else self.format
@@ -138,7 +137,7 @@ class Clock:
         if not self.timestamps:
             return np.asarray(numbers, dtype=np.float64)
         # Whole microseconds: float64 days around now are exact to about one.
-        micro = np.round(np.asarray(numbers, dtype=np.float64) * 86_400e6).astype("int64")
+        micro = np.round(np.asarray(numbers, dtype=np.float64) * _MICROSECONDS).astype("int64")
         stamps = pd.DatetimeIndex(micro.astype("datetime64[us]"))
         return stamps if self.zone is None else stamps.tz_localize("UTC").tz_convert(self.zone)
 

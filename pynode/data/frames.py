@@ -24,10 +24,13 @@ class Static:
     Attributes:
         name: its column.
         categories: of one that is text, which becomes one 0/1 number for each; empty for numbers.
+        mean, scale: of one that is a number, which is counted from the mean in units of the scale.
     """
 
     name: str
     categories: tuple[str, ...] = ()
+    mean: float = 0.0
+    scale: float = 1.0
 
     @property
     def width(self) -> int:
@@ -45,7 +48,7 @@ class SeriesTable:
         ids: B names of series, as in the table; ``(None,)`` where it has no id column.
         times: B arrays (n_b,), strictly increasing, in the clock's numbers.
         values: B arrays (n_b, C), NaN where missing.
-        static: (B, S) covariates, NaN where missing; what its columns are is in ``statics``.
+        static: (B, S) covariates as ``statics`` say, NaN where missing.
         statics: the covariates.
         labels: B labels; empty without a label column.
         notes: what was done to the table that its owner may not expect, in words.
@@ -298,7 +301,12 @@ def _first_known(frame: pd.DataFrame, columns: Columns) -> pd.DataFrame:
 
 def _static(column: pd.Series, name: str) -> Static:
     if pd.api.types.is_numeric_dtype(column.dtype):
-        return Static(name)
+        known = numeric(column, name, 1)
+        known = known[np.isfinite(known)]
+        mean, scale = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
+        if not np.isfinite(scale):
+            raise InputError(f"the static covariate {name!r} is too large to be worked with")
+        return Static(name, (), mean, scale if scale > 1e-9 * max(abs(mean), 1e-290) else 1.0)
     found = sorted({str(v) for v in column.dropna()})
     if len(found) > MAX_CATEGORIES:
         raise InputError(
@@ -311,7 +319,7 @@ def _static(column: pd.Series, name: str) -> Static:
 def _encoded(column: pd.Series, static: Static, ids: Sequence[Hashable]) -> np.ndarray:
     """(B, width) numbers."""
     if not static.categories:
-        numbers = numeric(column, static.name, 1)
+        numbers = (numeric(column, static.name, 1) - static.mean) / static.scale
         return numbers[:, None]
     text = column.astype(object).where(column.notna(), None)
     rows = []

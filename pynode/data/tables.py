@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -142,6 +143,9 @@ def read_table(
     parts: list[pd.DataFrame] = []
     row = 1
     for chunk in chunks:
+        if text.decimal != "." and columns.time in chunk.columns:
+            times = _numbers_or_text(chunk[columns.time], text)
+            chunk = chunk.assign(**{columns.time: times})
         if row == 1:
             is_number = {str(c): _numbers_only(chunk[c], text) for c in chunk.columns}
             columns = columns.resolved(header, is_number, notes)
@@ -195,6 +199,8 @@ def _to_numbers(column: pd.Series, decimal: str) -> np.ndarray:
         column = column.astype(str).str.replace(decimal, ".", regex=False).where(column.notna())
     try:
         numbers = pd.to_numeric(column, errors="coerce")
+        if pd.api.types.is_complex_dtype(numbers.dtype):
+            raise TypeError("complex")
         return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
     except (ValueError, TypeError, OverflowError):  # cells that are lists, huge integers, …
         return np.array([_number(cell) for cell in column], dtype=np.float64)
@@ -229,12 +235,11 @@ def _checked(
     chunk: pd.DataFrame, columns: Columns, clock: Clock, text: Text, row: int
 ) -> pd.DataFrame:
     """The columns in use, with times and values as numbers."""
-    parts: dict[str, Any] = {columns.time: clock.numbers(chunk[columns.time], row)}
+    parts: dict[Any, Any] = {columns.time: clock.numbers(chunk[columns.time], row)}
     for name in columns.values:
         parts[name] = numeric(chunk[name], name, row, text.decimal)
-    for name in (columns.id, columns.variable):
-        if name is None:
-            continue
+    keys = [c for c in (columns.id, columns.variable) if c is not None]
+    for name in keys:
         missing = chunk[name].isna().to_numpy()
         if missing.any():
             raise InputError(f"row {row + int(missing.argmax())}: {name!r} is missing")
@@ -301,11 +306,8 @@ def _csv_chunks(
 ) -> tuple[list[str], Iterator[pd.DataFrame]]:
     options: dict[str, Any] = {"encoding": text.encoding, "dtype": str, "skipinitialspace": True}
     with _reading(path, text):
-        first = pd.read_csv(
-            path, sep="\0", header=None, nrows=1, quoting=csv.QUOTE_NONE, **options
-        )
-        line = str(first.iloc[0, 0])
-        separator = text.separator or _separator(line)
+        first = pd.read_csv(path, sep="\0", header=None, nrows=1, quoting=csv.QUOTE_NONE, **options)
+        separator = text.separator or _separator(str(first.iloc[0, 0]))
         if text.separator is None and separator != ",":
             notes.append(f"columns are separated by {separator!r}")
         options["sep"] = separator
@@ -313,14 +315,16 @@ def _csv_chunks(
         header = [str(c).strip() for c in header_row.iloc[0]]
     _check_header(header)
     wanted = _wanted(header, columns)
+    # All columns are read, and most dropped: told which to read, pandas hides lines that are too
+    # long.
     reader = _guarded(
         path,
         text,
+        wanted,
         lambda: pd.read_csv(
             path,
             header=0,
             names=header,
-            usecols=wanted,
             na_values=list(text.missing),
             chunksize=CHUNK,
             index_col=False,
@@ -374,14 +378,24 @@ class _reading:
         raise InputError(f"{path} cannot be read as CSV: {_first_line(error)}") from None
 
 
-def _guarded(path: Path, text: Text, opened: Any) -> Iterator[pd.DataFrame]:
+def _guarded(
+    path: Path, text: Text, wanted: list[str], opened: Callable[[], Any]
+) -> Iterator[pd.DataFrame]:
     with _reading(path, text), opened() as reader:
         empty = True
-        for chunk in cast(Iterable[pd.DataFrame], reader):
-            empty = False
-            yield chunk
+        while (chunk := _next(reader)) is not None:
+            if len(chunk):
+                empty = False
+                yield chunk[wanted]
         if empty:
             raise InputError(f"{path} has a header, but no rows")
+
+
+def _next(reader: Iterator[pd.DataFrame]) -> pd.DataFrame | None:
+    with warnings.catch_warnings():
+        # "Length of header or names does not match length of data": cells would be lost.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return next(reader, None)
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,15 +9,16 @@ Overlapping windows are not independent and series drift, so this is a calibrati
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 LEVEL = 0.8  # coverage that is matched in each stretch of the horizon
-GRID = tuple(np.round(np.r_[np.arange(0.02, 0.99, 0.02), 0.99, 0.995], 4).tolist())
+GRID: tuple[float, ...] = (*(round(0.02 * k, 2) for k in range(1, 50)), 0.99, 0.995)
 _Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
-_BINS, _FEWEST = 8, 40
+_BINS, _FEWEST = 5, 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +112,11 @@ def calibrate(residuals: Residuals, horizon: float) -> Calibration:
     edges = _edges(ahead[future])
     middles, factors = [], []
     everything = np.array([_factor(ratio[:, c]) for c in range(columns)])
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         chosen = future & (ahead > low) & (ahead <= high)
         middles.append(float(np.median(ahead[chosen])) if chosen.any() else (low + high) / 2)
         factors.append([_factor(ratio[chosen, c], everything[c]) for c in range(columns)])
+    factors = _smoothed(factors)
     if not middles:
         middles, factors = [horizon], [everything.tolist()]
     first = Calibration(
@@ -130,6 +132,15 @@ def calibrate(residuals: Residuals, horizon: float) -> Calibration:
     shape = np.array([[_quantile(scaled[:, c], p, g) for c in range(columns)]
                       for p, g in zip(GRID, gaussian, strict=True)])  # fmt: skip
     return Calibration(first.inside, near, first.ahead, first.factors, np.maximum.accumulate(shape))
+
+
+def _smoothed(factors: list[list[float]]) -> list[list[float]]:
+    """Each stretch's factor, averaged with those beside it: a stretch has few errors of its own."""
+    if len(factors) < 3:
+        return factors
+    table = np.array(factors)
+    padded = np.concatenate([table[:1], table, table[-1:]])
+    return (0.25 * padded[:-2] + 0.5 * table + 0.25 * padded[2:]).tolist()
 
 
 def _edges(ahead: np.ndarray) -> np.ndarray:

@@ -173,7 +173,9 @@ def _pooled(models: Sequence[Forecaster]) -> Scores:
 def _verdict(models: dict[str, list[Forecaster]]) -> str:
     names = list(models)
     best = names[0]
-    lines = [f"{best} has the lowest held-out error, {_mean([_scores(m) for m in models[best]]):.4g}"]
+    lines = [
+        f"{best} has the lowest held-out error, {_mean([_scores(m) for m in models[best]]):.4g}"
+    ]
     rivals = names[1:2]
     rules = [n for n in names[1:] if n in RULES]
     rivals += [n for n in rules[:1] if n not in rivals]

@@ -1,4 +1,4 @@
-"""Figures of fitted models, in the colours of the package: green is data, blue fit, red forecast."""
+"""Figures of fitted models, in the colours of the package: green data, blue fit, red forecast."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def plain(text: Any, length: int = 40) -> str:
     return short.replace("\\", "/").replace("$", r"\$")
 
 
-def series_figure(
-    model: Forecaster, table: SeriesTable, row: int, horizon: Any = None
-) -> Figure:
+def series_figure(model: Forecaster, table: SeriesTable, row: int, horizon: Any = None) -> Figure:
     """A series with the model's fit and forecast, each with its 80 % interval; a panel a value."""
     clock = table.clock
     length = model.frame.horizon if horizon is None else clock.duration(horizon, "horizon")
@@ -47,6 +45,9 @@ def series_figure(
     ahead = last + np.linspace(0, length, max(2, int(length / step) + 1))[1:]
     fit, fit_band = model._series(table, row, inside, BAND)
     forecast, band = model._series(table, row, ahead, BAND)
+    ahead = np.r_[last, ahead]  # drawn from where the fit ends
+    forecast = np.concatenate([fit[-1:], forecast])
+    band = [np.concatenate([f[-1:], b]) for f, b in zip(fit_band, band, strict=True)]
     names = model.names[:_MOST_PANELS]
     shown = times >= begin
     figure = _new_figure((8.6, 2.3 * len(names) + 0.9))
@@ -127,9 +128,10 @@ def calibration_figure(scores: Mapping[str, Scores]) -> Figure:
         lines = [(m, n, v) for m, s in scores.items() for n, v in s.by_value.items()]
         for (_, name, value), colour in zip(lines, colours, strict=False):
             held = [value[f"coverage_{100 * p:.0f}"] for p in COVERAGES]
-            if any(h is None for h in held):
+            known = [h for h in held if h is not None]
+            if len(known) < len(held):
                 continue
-            axes.plot(COVERAGES, held, "o-", color=colour, ms=3.5, lw=1.2, label=plain(name))
+            axes.plot(COVERAGES, known, "o-", color=colour, ms=3.5, lw=1.2, label=plain(name))
         axes.set_xlabel("promised")
         axes.set_ylabel("held")
         axes.set_title("coverage of intervals, held-out values", loc="left")

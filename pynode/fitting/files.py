@@ -100,9 +100,7 @@ def load(path: str | Path) -> Any:
 def _forecaster(state: dict[str, Any]) -> Forecaster:
     reader, frame = reader_from(state["reader"]), Frame(**state["frame"])
     static = sum(s.width for s in reader.statics)
-    model = WindowModel(
-        state["network"], state["values"], static, start(frame), **state["hyper"]
-    )
+    model = WindowModel(state["network"], state["values"], static, start(frame), **state["hyper"])
     model.load_state_dict(state["weights"])
     return Forecaster(
         model=model.eval(),

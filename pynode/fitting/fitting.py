@@ -18,7 +18,7 @@ from pynode.experiments.pool import one_thread
 from pynode.fitting.calibration import calibrate
 from pynode.fitting.files import start
 from pynode.fitting.forecaster import Forecaster, Reader, Table
-from pynode.fitting.networks import RULES, WindowModel
+from pynode.fitting.networks import FORECASTERS, RULES, WindowModel
 from pynode.fitting.predictor import residuals, together
 from pynode.fitting.scaling import Shape, learn_scaling
 from pynode.fitting.scores import Scores, score
@@ -86,9 +86,7 @@ def fit(
     if label is not None:
         from pynode.fitting.classifier import fit_classifier
 
-        return fit_classifier(
-            table, options, text or Text(), folder, resume, progress, say
-        )
+        return fit_classifier(table, options, text or Text(), folder, resume, progress, say)
     return fit_table(table, options, text or Text(), folder, resume, progress, say)
 
 
@@ -113,6 +111,8 @@ def fit_table(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Forecaster:
     """Fit one model to a table that has been read; see :func:`fit`."""
+    if settings.model not in FORECASTERS:
+        raise InputError(f"{settings.model} tells classes: it needs a label")
     with one_thread():
         plan = make_plan(table, settings, plan)
         for line in (*table.notes, *plan.reasons):
@@ -235,6 +235,8 @@ def train_config(settings: Settings, n_windows: int) -> TrainConfig:
         kl_decay=0.9,
         seed=settings.seed + 7919 * settings.repeat,
         max_seconds=60 * settings.minutes,
+        accumulate=settings.accumulate,
+        precision=settings.precision,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 QUANTILES = (0.1, 0.5, 0.9)
 _MOST_STEPS = 1000  # of a forecast whose grid was not given
 
-Table = str | Path | pd.DataFrame
-_Times = Sequence[Any] | np.ndarray | pd.Series | pd.Index
+Table: TypeAlias = str | Path | pd.DataFrame
+_Times: TypeAlias = Sequence[Any] | np.ndarray | pd.Series | pd.Index
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +52,7 @@ class Reader:
         columns = self.columns
         if not need_label and columns.label is not None:
             columns = Columns(**{**columns.__dict__, "label": None})
-        return read_series(
-            source, columns, text=self.text, clock=self.clock, statics=self.statics
-        )
+        return read_series(source, columns, text=self.text, clock=self.clock, statics=self.statics)
 
 
 @dataclass(eq=False)
@@ -188,9 +186,7 @@ class Forecaster:
             parts.append(pd.DataFrame(columns))
         return pd.concat(parts, ignore_index=True)
 
-    def plot(
-        self, frame: Table, series: Hashable | None = None, horizon: Any = None
-    ) -> Figure:
+    def plot(self, frame: Table, series: Hashable | None = None, horizon: Any = None) -> Figure:
         """One series with what the model makes of it, and its forecast with intervals.
 
         Args:
@@ -335,9 +331,7 @@ class Forecaster:
         first, last, context = float(known[0]), float(known[-1]), self.frame.context
         if times[0] < first:
             early = table.clock.restore(times[:1])[0]
-            raise InputError(
-                f"series {table.ids[b]!r}: {early} lies before its first known value"
-            )
+            raise InputError(f"series {table.ids[b]!r}: {early} lies before its first known value")
         jobs = []
         future = np.flatnonzero(times > last)
         if len(future):

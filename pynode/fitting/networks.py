@@ -39,9 +39,7 @@ class WindowModel(SeriesModel):
         hyper: of the network.
     """
 
-    def __init__(
-        self, network: str, values: int, static: int, start: float, **hyper: Any
-    ) -> None:
+    def __init__(self, network: str, values: int, static: int, start: float, **hyper: Any) -> None:
         super().__init__(values + static + 1)
         if network == "latent_ode":
             hyper = {"t0": start, **hyper}

@@ -56,7 +56,11 @@ def answers(
 
 
 def _chunk(
-    model: WindowModel, windows: Sequence[Window], times: Sequence[np.ndarray], gap: float, seed: int
+    model: WindowModel,
+    windows: Sequence[Window],
+    times: Sequence[np.ndarray],
+    gap: float,
+    seed: int,
 ) -> list[Answer]:
     packed = pack([_known_only(w) for w in windows])
     asked = [np.unique(np.asarray(t, dtype=np.float32)) for t in times]
@@ -121,8 +125,7 @@ def residuals(
     """Errors of each window at all that it was asked for."""
     found = answers(model, windows, [w.asked_times for w in windows], gap, seed)
     return [
-        Residuals(a.ahead, w.asked - a.mean, a.std)
-        for w, a in zip(windows, found, strict=True)
+        Residuals(a.ahead, w.asked - a.mean, a.std) for w, a in zip(windows, found, strict=True)
     ]
 
 

@@ -81,7 +81,7 @@ def write_report(
         "Bands hold 80 % of values on the validation windows.</p>",
         *extra,
         "<h2>Data</h2>",
-        _pairs(data_summary(table)),
+        pairs_html(data_summary(table)),
         _list(table.notes),
         "<h2>What was decided</h2>",
         _list(model.reasons) or "<p>Everything was given.</p>",
@@ -155,9 +155,7 @@ _SHOWN = {
 }
 
 
-def _examples(
-    model: Forecaster, plan: Plan, settings: Settings
-) -> tuple[list[Window], list[str]]:
+def _examples(model: Forecaster, plan: Plan, settings: Settings) -> tuple[list[Window], list[str]]:
     assert plan.split.test is not None
     windows = plan.split.test.windows(
         model.scaling, model.frame, 40, settings.seed + 4, settings.hide
@@ -206,8 +204,11 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else _safe(value)
 
 
-def _pairs(lines: Sequence[tuple[str, str]]) -> str:
-    return table_html(pd.DataFrame(lines, columns=["", " "])).replace("<tr><th></th><th> </th></tr>", "")
+def pairs_html(lines: Sequence[tuple[str, str]]) -> str:
+    """Names and values, without a header."""
+    return table_html(pd.DataFrame(lines, columns=["", " "])).replace(
+        "<tr><th></th><th> </th></tr>", ""
+    )
 
 
 def _list(lines: Sequence[str]) -> str:

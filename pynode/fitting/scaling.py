@@ -231,9 +231,9 @@ def _power(times: np.ndarray, rest: np.ndarray, frequencies: np.ndarray) -> np.n
         cc, ss, cs = (c * c).sum(1), (s * s).sum(1), (c * s).sum(1)
         xc, xs = c @ rest, s @ rest
         det = np.maximum(cc * ss - cs * cs, 1e-9 * len(times) ** 2)
-        explained = (
-            ss[:, None] * xc**2 - 2 * cs[:, None] * xc * xs + cc[:, None] * xs**2
-        ) / det[:, None]
+        explained = (ss[:, None] * xc**2 - 2 * cs[:, None] * xc * xs + cc[:, None] * xs**2) / det[
+            :, None
+        ]
         shares += (explained / np.maximum(total, 1e-300)).mean(axis=1).tolist()
     return np.array(shares)
 

@@ -22,7 +22,8 @@ class Scores:
 
     Attributes:
         by_value: for each value ``rmse``, ``mae``, ``crps`` and ``coverage_10`` to ``coverage_95``
-            beyond the origin, and ``rmse_inside`` for hidden rows before it; None where nothing was.
+            beyond the origin, and ``rmse_inside`` for hidden rows before it; None where there
+            was nothing.
         relative: RMSE beyond the origin in standard deviations of the training data, the root
             mean square over values: what models are compared by.
         squares: (W,), the squares that ``relative`` is made of, a mean for each window.
@@ -78,7 +79,9 @@ def score(
             std[:, c] * scale[c],
             future,
             np.array([calibration.half_width(p)[c] for p in COVERAGES]),
-            np.array([calibration.half_width(abs(2 * p - 1))[c] * np.sign(p - 0.5) for p in _LEVELS]),
+            np.array(
+                [calibration.half_width(abs(2 * p - 1))[c] * np.sign(p - 0.5) for p in _LEVELS]
+            ),
         )
         for c, name in enumerate(names)
     }

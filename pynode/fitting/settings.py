@@ -76,7 +76,7 @@ class Settings:
     hyper: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _one_of("model", self.model, FORECASTERS)
+        _one_of("model", self.model, (*FORECASTERS, "neural_cde"))
         _one_of("trend", self.trend, (None, "linear", "none"))
         _one_of("level", self.level, (None, "window", "table"))
         _one_of("split", self.split, (None, "time", "series"))
@@ -167,15 +167,19 @@ def split_table(table: SeriesTable, settings: Settings) -> Split:
         n_test = max(n_test, 1) if settings.test else 0
         n_valid = max(round(settings.valid * len(table)), 1)
         test, valid, train = np.split(order, [n_test, n_test + n_valid])
-        parts = [Part(table[np.sort(p).tolist()]) for p in (train, valid, test) if len(p)]
-        return Split(kind, parts[0], parts[1], parts[2] if n_test else None)
+        parts = [Part(table[np.sort(p).tolist()]) for p in (train, valid)]
+        held = Part(table[np.sort(test).tolist()]) if n_test else None
+        return Split(kind, parts[0], parts[1], held)
     moments = np.sort(np.concatenate(table.times))
     first, second = np.quantile(moments, [1 - settings.test - settings.valid, 1 - settings.test])
     if not moments[0] < first < second:
         raise InputError("the table has too few different times to hold any out")
-    train = Part(table.cut(until=first), until=float(first))
-    valid = Part(table.cut(until=second), float(first), float(second))
-    return Split(kind, train, valid, Part(table, float(second)) if settings.test else None)
+    return Split(
+        kind,
+        train=Part(table.cut(until=float(first)), until=float(first)),
+        valid=Part(table.cut(until=float(second)), float(first), float(second)),
+        test=Part(table, float(second)) if settings.test else None,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,9 +225,7 @@ def make_plan(table: SeriesTable, settings: Settings, reuse: Plan | None = None)
     return Plan(frame, scaling, split, tuple(reasons), settings.model not in PLAIN_RULES)
 
 
-def _frame(
-    table: SeriesTable, split: Split, settings: Settings, reasons: list[str]
-) -> Frame:
+def _frame(table: SeriesTable, split: Split, settings: Settings, reasons: list[str]) -> Frame:
     clock = table.clock
     durations = np.array([t[-1] - t[0] for t in table.times])
     duration = float(np.median(durations[durations > 0])) if (durations > 0).any() else 0.0
@@ -287,9 +289,7 @@ def _shape(split: Split, frame: Frame, settings: Settings, reasons: list[str]) -
     return best
 
 
-def _because(
-    candidates: list[Shape], errors: list[float], best: Shape, table: SeriesTable
-) -> str:
+def _because(candidates: list[Shape], errors: list[float], best: Shape, table: SeriesTable) -> str:
     what = _words(best, table)
     if best == candidates[0]:
         return f"taken out before training: {what}; nothing else helped to forecast"
@@ -349,9 +349,7 @@ def _rescaled(train: Part, scaling: Scaling, frame: Frame) -> Scaling:
     """With the scale that the values have about the levels of windows."""
     if not scaling.centred:
         return scaling
-    rest = [
-        np.concatenate([w.known, w.asked]) for w in train.windows(scaling, frame, 200, seed=0)
-    ]
+    rest = [np.concatenate([w.known, w.asked]) for w in train.windows(scaling, frame, 200, seed=0)]
     if not rest:
         return scaling
     stacked = np.concatenate(rest)

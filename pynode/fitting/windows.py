@@ -148,7 +148,9 @@ def places(
             rooms.append((b, low, high, end))
     if not rooms:
         return []
-    weights = np.array([max(high - low, 1e-9 * max(frame.horizon, 1e-300)) for _, low, high, _ in rooms])
+    weights = np.array(
+        [max(high - low, 1e-9 * max(frame.horizon, 1e-300)) for _, low, high, _ in rooms]
+    )
     each = np.ones(len(rooms), dtype=int)
     extra = max(0, count - len(rooms))
     each += rng.multinomial(extra, weights / weights.sum())

@@ -19,6 +19,7 @@ from pynode.models.base import (
     require_positive,
 )
 from pynode.models.fields import MLPField, mlp
+from pynode.models.noise import standard_normal
 from pynode.models.recognition import ODERNNEncoder, RNNEncoder
 from pynode.neural_ode import NeuralODE
 
@@ -173,5 +174,4 @@ class LatentODE(SeriesModel):
 
 
 def _draw(mean: Tensor, log_std: Tensor, generator: torch.Generator | None) -> Tensor:
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-    return mean + log_std.exp() * noise
+    return mean + log_std.exp() * standard_normal(mean, generator)
