@@ -100,7 +100,7 @@ def load(path: str | Path) -> Any:
 def _forecaster(state: dict[str, Any]) -> Forecaster:
     reader, frame = reader_from(state["reader"]), Frame(**state["frame"])
     static = sum(s.width for s in reader.statics)
-    model = WindowModel(state["network"], state["values"], static, start(frame), **state["hyper"])
+    model = WindowModel(state["network"], state["values"], static, **state["hyper"])
     model.load_state_dict(state["weights"])
     return Forecaster(
         model=model.eval(),
@@ -114,8 +114,3 @@ def _forecaster(state: dict[str, Any]) -> Forecaster:
         reasons=tuple(state["reasons"]),
         hyper=state["hyper"],
     )
-
-
-def start(frame: Frame) -> float:
-    """The earliest time of a window in the network's units, with room for rounding."""
-    return -frame.context / frame.unit - 1e-3

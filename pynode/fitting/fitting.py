@@ -16,7 +16,6 @@ from pynode.data.tables import Columns, Text
 from pynode.errors import InputError
 from pynode.experiments.pool import one_thread
 from pynode.fitting.calibration import calibrate
-from pynode.fitting.files import start
 from pynode.fitting.forecaster import Forecaster, Reader, Table
 from pynode.fitting.networks import FORECASTERS, RULES, WindowModel
 from pynode.fitting.predictor import residuals, together
@@ -200,7 +199,7 @@ def _build(
         raise InputError(f"{settings.model} has no options")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed + 7919 * settings.repeat)
-        model = WindowModel(settings.model, n_values, n_static, start(plan.frame), **hyper)
+        model = WindowModel(settings.model, n_values, n_static, **hyper)
     return model, hyper
 
 

@@ -169,8 +169,8 @@ class Forecaster:
             for (t, x), start in zip(_pairs(table), first, strict=True)
         ]
         parts = []
-        for b, (t, x) in enumerate(_pairs(table)):
-            mean, low = self._series(table, b, holes[b], quantiles)
+        answered = self._many(table, list(enumerate(holes)), quantiles)
+        for b, ((t, x), (mean, low)) in enumerate(zip(_pairs(table), answered, strict=True)):
             filled, where = x.copy(), np.isin(t, holes[b])
             hole = np.isnan(x) & where[:, None]
             padded = np.full_like(x, np.nan)
@@ -218,8 +218,9 @@ class Forecaster:
         if not rows:
             raise InputError("no series has rows both before and after that moment")
         errors, held, misses = [], [], []
-        for known, asked in rows:
-            mean, (low, high) = self._series(past, known, future.times[asked], (0.1, 0.9))
+        jobs = [(known, future.times[asked]) for known, asked in rows]
+        answered = self._many(past, jobs, (0.1, 0.9))
+        for (known, asked), (mean, (low, high)) in zip(rows, answered, strict=True):
             truth = future.values[asked]
             errors.append(truth - mean)
             held.append(np.where(np.isnan(truth), np.nan, (truth >= low) & (truth <= high)))
@@ -272,8 +273,8 @@ class Forecaster:
         self, table: SeriesTable, asked: Sequence[np.ndarray], quantiles: Sequence[float]
     ) -> pd.DataFrame:
         parts = []
-        for b, times in enumerate(asked):
-            mean, found = self._series(table, b, times, quantiles)
+        answered = self._many(table, list(enumerate(asked)), quantiles)
+        for b, (times, (mean, found)) in enumerate(zip(asked, answered, strict=True)):
             columns = self._keys(table, b, times)
             for c, name in enumerate(self.names):
                 columns[f"{name}_mean"] = mean[:, c]
@@ -293,27 +294,42 @@ class Forecaster:
         self, table: SeriesTable, b: int, times: np.ndarray, quantiles: Sequence[float]
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Means (Q, C) and quantiles of series ``b`` at sorted times, in the data's units."""
+        return self._many(table, [(b, times)], quantiles)[0]
+
+    def _many(
+        self,
+        table: SeriesTable,
+        asked: Sequence[tuple[int, np.ndarray]],
+        quantiles: Sequence[float],
+    ) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+        """As :meth:`_series`, for several series at once."""
         for q in quantiles:
             if not 0 < q < 1:
                 raise InputError(f"quantile {q}: must be in (0, 1)")
-        mean, std = np.empty((len(times), len(self.names))), np.empty((len(times), len(self.names)))
-        windows, asked, rows = [], [], []
-        for origin, chosen in self._origins(table, b, times):
-            place = Place(b, origin, origin)
-            window = cut(table, self.scaling, self.frame, place)
+        jobs = [
+            (i, origin, chosen)
+            for i, (b, times) in enumerate(asked)
+            for origin, chosen in self._origins(table, b, times)
+        ]
+        windows, at = [], []
+        for i, origin, chosen in jobs:
+            b, times = asked[i]
+            window = cut(table, self.scaling, self.frame, Place(b, origin, origin))
             assert window is not None
             windows.append(window)
-            asked.append((times[chosen] - origin) / self.frame.unit)
-            rows.append(chosen)
-        found = answers(self.model, windows, asked, self.reader.gap / self.frame.unit, self.seed)
-        for window, answer, chosen in zip(windows, found, rows, strict=True):
-            mean[chosen] = self.scaling.restored(times[chosen], answer.mean + window.level)
-            std[chosen] = self.calibration.std(answer.ahead, answer.std) * self.scaling.scale
-        sides = [
-            mean + np.sign(q - 0.5) * self.calibration.half_width(abs(2 * q - 1)) * std
-            for q in quantiles
+            at.append((times[chosen] - origin) / self.frame.unit)
+        found = answers(self.model, windows, at, self.reader.gap / self.frame.unit, self.seed)
+        empty = [np.empty((len(times), len(self.names))) for _, times in asked]
+        means, stds = empty, [x.copy() for x in empty]
+        for window, answer, (i, _, chosen) in zip(windows, found, jobs, strict=True):
+            times = asked[i][1][chosen]
+            means[i][chosen] = self.scaling.restored(times, answer.mean + window.level)
+            stds[i][chosen] = self.calibration.std(answer.ahead, answer.std) * self.scaling.scale
+        widths = [np.sign(q - 0.5) * self.calibration.half_width(abs(2 * q - 1)) for q in quantiles]
+        return [
+            (mean, [mean + width * std for width in widths])
+            for mean, std in zip(means, stds, strict=True)
         ]
-        return mean, sides
 
     def _origins(
         self, table: SeriesTable, b: int, times: np.ndarray

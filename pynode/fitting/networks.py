@@ -29,20 +29,18 @@ class WindowModel(SeriesModel):
     Static covariates are coordinates that never change, seen at every observation. A latent ODE
     reads only the rows that are marked as known, and is trained on all others too, those in the
     future included (Rubanova et al. 2019, section 4.2: encode what is known, decode the rest).
-    The recurrent models predict every row from those before it.
+    Its latent state begins with the first row of a window, wherever that is. The recurrent models
+    predict every row from those before it.
 
     Args:
         network: its name in ``MODELS``.
         values: C, the coordinates that are predicted.
         static: S, the covariates.
-        start: the earliest time of a window, ≤ 0.
         hyper: of the network.
     """
 
-    def __init__(self, network: str, values: int, static: int, start: float, **hyper: Any) -> None:
+    def __init__(self, network: str, values: int, static: int, **hyper: Any) -> None:
         super().__init__(values + static + 1)
-        if network == "latent_ode":
-            hyper = {"t0": start, **hyper}
         self.values = values
         self.name = network
         network = "last_value" if network == SEASONAL else network
@@ -72,7 +70,11 @@ class WindowModel(SeriesModel):
         self, observed: IrregularSeries, at: Tensor, generator: torch.Generator | None = None
     ) -> Prediction:
         """Values (B, Q, C) at the times ``at``, from the rows of the windows that are read."""
-        found = self.network.predict(self._read(observed), at, generator)
+        read = self._read(observed)
+        if self.random:
+            start = torch.fmin(read.times[:, :1], at.expand(len(read), -1)[:, :1])
+            read, at = _from(read, start), at - start
+        found = self.network.predict(read, at, generator)
         std = None if found.std is None else found.std[..., : self.values]
         return Prediction(found.mean[..., : self.values], std)
 
@@ -89,11 +91,12 @@ class WindowModel(SeriesModel):
         if isinstance(self.network, LatentODE):
             scored = everything.mask.clone()
             scored[..., self.values :] = False
+            start = everything.times[:, :1]
             return self.network.loss(
-                IrregularSeries(everything.times, everything.values, scored),
+                _from(IrregularSeries(everything.times, everything.values, scored), start),
                 kl_weight=kl_weight,
                 generator=generator,
-                read=self._read(observed),
+                read=_from(self._read(observed), start),
             )
         return self.network.loss(everything, kl_weight=kl_weight, generator=generator)
 
@@ -111,6 +114,11 @@ class WindowModel(SeriesModel):
             inner.values.gather(1, wide)[:, :longest],
             mask.gather(1, wide)[:, :longest],
         )
+
+
+def _from(series: IrregularSeries, start: Tensor) -> IrregularSeries:
+    """With times counted from ``start`` (B, 1), each series' own."""
+    return IrregularSeries(series.times - start, series.values, series.mask)
 
 
 def _coordinates(series: IrregularSeries, chosen: slice) -> IrregularSeries:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pynode.data.series import IrregularSeries
 from pynode.fitting.calibration import Residuals
 from pynode.fitting.networks import WindowModel
 from pynode.fitting.windows import Window, pack
 
 DRAWS = 40  # of the latent state
-_CHUNK = 64  # windows predicted at once
+_CHUNK = 32  # windows predicted at once
 _STONES = 400  # points that a recurrent network steps over, at most
 
 
@@ -77,16 +78,20 @@ def _chunk(
     return out
 
 
-def _moments(model: WindowModel, packed: object, at: torch.Tensor, seed: int) -> tuple:
+def _moments(
+    model: WindowModel, packed: IrregularSeries, at: torch.Tensor, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     if not model.random:
-        found = model.predict(packed, at)  # type: ignore[arg-type]
+        found = model.predict(packed, at)
         std = torch.ones_like(found.mean) if found.std is None else found.std
         return found.mean.double().numpy(), std.double().numpy()
+    # All draws of all windows are one solve.
     generator = torch.Generator().manual_seed(seed)
-    draws = [model.predict(packed, at, generator) for _ in range(DRAWS)]  # type: ignore[arg-type]
-    means = torch.stack([d.mean for d in draws]).double()
-    assert draws[0].std is not None
-    variance = means.var(dim=0) + draws[0].std.double().square()
+    rows = torch.arange(len(packed)).repeat(DRAWS)
+    found = model.predict(packed[rows], at[rows], generator)
+    assert found.std is not None
+    means = found.mean.double().unflatten(0, (DRAWS, len(packed)))
+    variance = means.var(dim=0) + found.std[: len(packed)].double().square()
     return means.mean(dim=0).numpy(), variance.sqrt().numpy()
 
 

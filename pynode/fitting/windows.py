@@ -140,7 +140,8 @@ def places(
         inside = t[(t > after) & (t <= end)]
         if len(t) < 2 or len(inside) == 0:
             continue
-        low = max(after, float(t[0]))
+        # With only a row or two known, nobody could forecast anything.
+        low = max(after, float(t[min(max(2, min(len(t) // 4, 10)), len(t) - 2)]))
         # At least the start of the future must be there; where there is room, all of it.
         high = max(low, min(end - frame.horizon, end))
         high = high if high > low else max(low, float(inside[-1]) - 0.5 * (float(inside[-1]) - low))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pynode.data import tables
 from pynode.data.clock import Clock
 from pynode.data.frames import read_series
 from pynode.data.tables import Columns, Text
@@ -220,8 +221,11 @@ def test_durations():
             clock.duration(value, "horizon")
 
 
-@pytest.mark.parametrize("n", [250_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
-def test_many_rows_in_pieces(n, tmp_path):
+@pytest.mark.parametrize(
+    "n, chunk", [(5_000, 1_000), pytest.param(1_000_000, tables.CHUNK, marks=pytest.mark.slow)]
+)
+def test_many_rows_in_pieces(n, chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "CHUNK", chunk)
     rng = np.random.default_rng(0)
     order = np.sort(rng.integers(0, 1000, n))
     path = tmp_path / "large.csv"
