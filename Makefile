@@ -33,7 +33,7 @@ bench: .venv-bench/.ready
 	@touch $@
 
 # All experiments but the spiral (make demo) at demo scale, into docs/; tables that pages show are renewed from them.
-experiments: $(VENV)/.core
+experiments: $(VENV)/.experiments
 	for name in $(EXPERIMENTS); do \
 	  $(BIN)/pynode experiment $$name --scale demo --out docs/$$name || exit 1; \
 	done
@@ -63,6 +63,10 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.test: $(VENV)/.core
 	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.experiments: $(VENV)/.core
+	$(PIP) --editable '.[experiments]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core
