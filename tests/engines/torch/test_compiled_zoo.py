@@ -99,7 +99,7 @@ def test_some_fields():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3, 40])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_all_fields(batch, dtype):
     fields = lowered_zoo(ZOO, batch, dtype)
     assert len(fields) >= 50
