@@ -61,4 +61,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "pynode.experiments.adaptive",
         "one trained model at many tolerances: accuracy against cost (Chen et al. 2018, figure 3)",
     ),
+    "stiff": Experiment(
+        "pynode.experiments.stiff",
+        "Robertson's reaction with scaling and without; a half-known equation, recovered",
+    ),
 }
