@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pynode.engines import engine as engine_named
-from pynode.engines.torch.compiled.engine import CompiledEngine
 from pynode.engines.torch.crossings import Watch
 from pynode.engines.torch.engine import Forward, TorchEngine
 from pynode.engines.torch.per_sample.crossings import RowWatch
@@ -92,7 +91,9 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
 
 
 def _engine(options: SolveOptions) -> Any:
-    if options.compile:
+    if options.compile:  # imported when asked for: it traces fields, which needs much of torch
+        from pynode.engines.torch.compiled.engine import CompiledEngine
+
         return CompiledEngine()
     if options.step_control == "per_sample" and options.engine == "torch":
         return PerSampleEngine()

@@ -65,4 +65,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "pynode.experiments.uneven",
         "what an RNN should be told of uneven times: t, Δt, both, decay, a learned embedding",
     ),
+    "stiff": Experiment(
+        "pynode.experiments.stiff",
+        "Robertson's reaction with scaling and without; a half-known equation, recovered",
+    ),
 }

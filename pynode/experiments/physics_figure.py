@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DRAWN = ("plain", "hamiltonian", "separable")
-_PAINT = plots.colours([*_DRAWN, "spring"])
+_PAINT = {
+    "plain": plots.BLUE,
+    "hamiltonian": "#d55e00",
+    "separable": "#009e73",
+    "spring": "#b5b5b5",
+}
 
 
 def draw(rows: Sequence[Row], out: Path) -> Figure:
@@ -37,7 +42,7 @@ def draw(rows: Sequence[Row], out: Path) -> Figure:
             left.plot(kept["t"], kept["energy"][:, 0], color=_PAINT[model], lw=1.2,
                       label=NAMES[model])  # fmt: skip
         kept = _kept(out, models[shown[0]][0])
-        left.axhline(kept["energy"][0, 0], color=plots.GREEN, lw=1.4, label="true")
+        left.axhline(kept["energy"][0, 0], color="black", ls="--", lw=1.2, label="true")
         left.set_title("Energy of one path", loc="left", fontweight="bold")
         left.set_ylabel("p²/2 + 1 − cos q")
         right = figure.add_subplot(grid[1, len(shown) :])
@@ -60,15 +65,23 @@ def _kept(out: Path, row: Row) -> dict[str, np.ndarray]:
 
 def _plane(axes: Axes, kept: dict[str, np.ndarray], model: str) -> None:
     for i in range(kept["true"].shape[1]):
-        axes.plot(*kept["true"][:, i].T, ".", color=plots.GREEN, ms=3.5, mew=0)
-        axes.plot(*kept["found"][:, i].T, color=_PAINT[model], lw=0.5, alpha=0.8)
-        axes.plot(*kept["found"][0, i], "o", color="black", ms=4)
+        axes.plot(*kept["found"][:, i].T, ".", color=_PAINT[model], ms=4.5, mew=0, alpha=0.7)
+        q0, p0 = kept["found"][0, i]
+        _level(axes, 0.5 * p0**2 + 1 - np.cos(q0))
+        axes.plot(q0, p0, "o", color="black", ms=5)
     axes.set_title(NAMES[model], loc="left", fontweight="bold")
     axes.set_xlabel("q")
     axes.set_aspect("equal", adjustable="box")
     size = 1.25 * np.abs(kept["true"]).max()
     axes.set_xlim(-size, size)
     axes.set_ylim(-size, size)
+
+
+def _level(axes: Axes, energy: float) -> None:
+    """All (q, p) of that energy, where the true path lies."""
+    q = np.arccos(1 - energy) * np.cos(np.linspace(0, np.pi, 201))
+    p = np.sqrt(np.maximum(0.0, 2 * (energy - 1 + np.cos(q))))
+    axes.plot(np.r_[q, q[::-1]], np.r_[p, -p[::-1]], "--", color="black", lw=1.0)
 
 
 def _drift(axes: Axes, models: dict[str, list[Row]], out: Path) -> None:

@@ -83,7 +83,7 @@ def _against_plain(models: dict[str, list[Row]], name: str) -> str:
     summary = Summary.of(ratios)
     factor = math.exp(summary.mean)
     text = (
-        f"**{NAMES[name].capitalize()}.** At the end of the horizon its energy is "
+        f"**{NAMES[name][0].upper()}{NAMES[name][1:]}.** At the end of the horizon its energy is "
         f"{of(models[name], 'drift_end').mean:.3f} off, the plain field's "
         f"{of(models['plain'], 'drift_end').mean:.3f}: "
     )
@@ -108,5 +108,6 @@ def _long_error(models: dict[str, list[Row]]) -> str:
         text += f"No better than standing still: {', '.join(lost)}. "
     return text + (
         "A kept energy keeps the swing's size, not its phase: a period that is slightly wrong adds "
-        "up, so the energy is right for far longer than the place."
+        "up, so the energy is right for far longer than the place. (And standing still keeps its "
+        "energy perfectly: a kept energy is needed, and not enough.)"
     )
