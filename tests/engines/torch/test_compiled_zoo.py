@@ -92,8 +92,8 @@ def check(fields: dict, dtype: torch.dtype) -> None:
 
 
 def test_some_fields():
-    fields = lowered_zoo(["mlp_softplus", "attention", "products_of_entries"], 3, torch.float64)
-    assert len(fields) == 3
+    fields = lowered_zoo(["time_concatenated", "graph_diffusion", "attention", "products_of_entries"], 3, torch.float64)
+    assert len(fields) == 4
     check(fields, torch.float64)
 
 

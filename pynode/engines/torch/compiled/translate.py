@@ -151,7 +151,10 @@ class Translator:
             return False
         for j in range(writer + 1, len(program.code)):
             later = program.steps[j][1]
-            if j >= stop and any(_overlap(write, read) for read in later.reads):
+            reads = later.reads
+            if program.code[j].op == "scatter_add":  # it adds to what is there
+                reads = (*reads, later.write)
+            if j >= stop and any(_overlap(write, read) for read in reads):
                 return False
             if later.write.slot == WORK and _covers(later.write, write):
                 return True

@@ -146,15 +146,9 @@ inline typename Vector<T>::type last_lanes(typename Vector<T>::type v) {
   using Int = typename Binary<T>::Int;
   constexpr int W = Vector<T>::width;
   typedef Int Mask __attribute__((vector_size(VECTOR_BYTES)));
-  struct Table {
-    Int at[2 * W];
-    constexpr Table() : at{} {
-      for (int i = 0; i < W; ++i) at[W + i] = -1;
-    }
-  };
-  static constexpr Table table;
-  Mask mask;
-  std::memcpy(&mask, table.at + count, sizeof mask);
+  Mask mask{};
+#pragma GCC unroll 16
+  for (int i = W - count; i < W; ++i) mask[i] = -1;
   return (typename Vector<T>::type)((Mask)v & mask);
 }
 
