@@ -17,7 +17,7 @@ LOTKA = {
     "universal": "universal: αu + N₁, −δv + N₂",
     "sparse": "… its networks read by sparse regression",
     "black_box": "black box: a network alone",
-    "regression": "sparse regression on the data's slopes",
+    "regression": "sparse regression on the data's slopes, α and δ known",
 }
 _WORDS_ROBERTSON = (
     "Kim et al.'s network (six hidden layers of five GELUs) from 50 points of one path, equally "
@@ -30,8 +30,8 @@ _WORDS_LOTKA = (
     "31 observations of [0, 3] with noise of {noise:.1%} of each species' mean; α and δ are known "
     "to the universal equation, the interaction −βuv and γuv to nobody. Adam and then L-BFGS, "
     "`tsit5`. RMSE is of a prediction up to t = 12, over what lies beyond the observations. True: "
-    "u' = 1.30 u − 0.90 uv, v' = −1.80 v + 0.80 uv. Sparse regression chooses from all monomials "
-    "up to degree 2."
+    "u' = 1.30 u − 0.90 uv, v' = −1.80 v + 0.80 uv. Sparse regression takes the fewest of all "
+    "monomials up to degree 2 that come within 10 % of the values."
 )
 
 
@@ -170,7 +170,8 @@ def _rmse(rows: Sequence[Row]) -> str:
     numbers = [row["rmse"] for row in rows if row["rmse"] is not None]
     failed = len(rows) - len(numbers)
     said = f"{failed} of {len(rows)} run away" if failed else ""
-    shown = f"{Summary.of(numbers)}" if numbers else ""
+    spec = ".3f" if max(numbers, default=0) < 100 else ".0e"
+    shown = format(Summary.of(numbers), spec) if numbers else ""
     return "; ".join(part for part in (shown, said) if part)
 
 
