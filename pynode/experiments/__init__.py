@@ -45,4 +45,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "pynode.experiments.uneven",
         "what an RNN should be told of uneven times: t, Δt, both, decay, a learned embedding",
     ),
+    "series": Experiment(
+        "pynode.experiments.series",
+        "all models of uneven series on Rubanova's periodic toy, or the hopper",
+    ),
 }
