@@ -194,7 +194,8 @@ def _build(
     hyper = dict(settings.hyper)
     n_values, n_static = len(table.names), table.static.shape[1]
     if settings.model == "latent_ode":
-        hyper = {"latent": int(np.clip(2 * n_values + 2, 4, 20)), **hyper}
+        latent = int(np.clip(2 * n_values + 2, 4, 20))
+        hyper = {"latent": latent, "hidden": 40, "field_hidden": 50, **hyper}
     if settings.model in RULES and hyper:
         raise InputError(f"{settings.model} has no options")
     with torch.random.fork_rng(devices=[]):

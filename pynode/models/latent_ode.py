@@ -140,7 +140,9 @@ class LatentODE(SeriesModel):
 
     def _recognise(self, observed: IrregularSeries) -> tuple[Tensor, Tensor]:
         self._check_start(observed.times, "an observation")
-        return self.encoder(observed, self.t0, self._solves)
+        mean, log_std = self.encoder(observed, self.t0, self._solves)
+        # Under autocast networks answer in lower precision; the ODE's state is not to.
+        return mean.to(observed.values.dtype), log_std.to(observed.values.dtype)
 
     def _decode(self, z0: Tensor, times: Tensor) -> Tensor:
         """Means (B, T, C) at each sample's own times (B, T); those at padding mean nothing."""
