@@ -194,7 +194,8 @@ def _build(
     hyper = dict(settings.hyper)
     n_values, n_static = len(table.names), table.static.shape[1]
     if settings.model == "latent_ode":
-        hyper = {"latent": int(np.clip(2 * n_values + 2, 4, 20)), **hyper}
+        latent = int(np.clip(2 * n_values + 2, 4, 20))
+        hyper = {"latent": latent, "hidden": 40, "field_hidden": 50, **hyper}
     if settings.model in RULES and hyper:
         raise InputError(f"{settings.model} has no options")
     with torch.random.fork_rng(devices=[]):
@@ -230,8 +231,8 @@ def train_config(settings: Settings, n_windows: int) -> TrainConfig:
         lr=settings.lr,
         lr_decay=0.1 ** (1 / epochs),
         lr_min=min(settings.lr, 0.001),
-        kl_start=0,
-        kl_decay=0.9,
+        kl_start=epochs // 10,
+        kl_decay=0.5 ** (2 / epochs),
         seed=settings.seed + 7919 * settings.repeat,
         max_seconds=60 * settings.minutes,
         accumulate=settings.accumulate,

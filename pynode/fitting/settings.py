@@ -66,7 +66,7 @@ class Settings:
     epochs: int | None = None
     windows: int | None = None
     batch_size: int = 32
-    lr: float = 0.01
+    lr: float = 0.02
     seed: int = 0
     repeat: int = 0
     accumulate: int = 1

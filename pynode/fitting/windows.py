@@ -16,6 +16,8 @@ from pynode.data.series import IrregularSeries
 from pynode.errors import InputError
 from pynode.fitting.scaling import Scaling
 
+SPAN = 12.0  # units of the network's time in a whole window
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -33,8 +35,8 @@ class Frame:
 
     @staticmethod
     def of(context: float, horizon: float) -> Frame:
-        """With 6 units of the network's time in a window."""
-        return Frame(context, horizon, (context + horizon) / 6.0)
+        """With ``SPAN`` units of the network's time in a window."""
+        return Frame(context, horizon, (context + horizon) / SPAN)
 
 
 @dataclass(frozen=True)
