@@ -225,6 +225,40 @@ def test_new_values_compile_nothing():
     assert build.counts.compiled == before
 
 
+class Switched(nn.Module):
+    """A field whose code depends on more than its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate, self.rates, self.table = 1.0, [1.0, 2.0], torch.tensor([1, 2])
+        self.inner = nn.Sequential(nn.Dropout(0.5))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return -self.rate * self.rates[1] * self.table[1] * self.inner(z)
+
+
+def test_what_a_field_holds_is_seen_when_it_changes():
+    field = Switched().eval()
+    node, z0 = NeuralODE(field, compile=True), torch.ones(2, dtype=torch.float64)
+
+    def solved() -> float:
+        return float(node(z0, [0.0, 1.0])[-1, 0].log())
+
+    assert solved() == pytest.approx(-4.0)
+    field.rate = 0.5
+    assert solved() == pytest.approx(-2.0)
+    field.rates[1] = 1.0
+    assert solved() == pytest.approx(-1.0)
+    field.table.add_(1)
+    assert solved() == pytest.approx(-1.5)
+    field.inner[0] = nn.Identity()
+    assert solved() == pytest.approx(-1.5)
+    field.inner.train()
+    field.inner[0] = nn.Dropout(0.5)
+    with pytest.raises(LoweringError, match="random"):
+        solved()
+
+
 def test_one_compilation_for_a_new_shape(tmp_path, monkeypatch):
     monkeypatch.setenv("PYNODE_CACHE", str(tmp_path))
     node = NeuralODE(lambda t, z: -z, compile=True)
