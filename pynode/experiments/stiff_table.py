@@ -21,10 +21,10 @@ LOTKA = {
 }
 _WORDS_ROBERTSON = (
     "Kim et al.'s network (six hidden layers of five GELUs) from 50 points of one path, equally "
-    "spaced in log t from 1e-5 to 1e5; `rosenbrock23`, rtol 1e-3, gradients by `discrete`, "
-    "Adam. Each variant may spend {budget} evaluations of its field on forward passes. Error: mean absolute "
-    "error of y/s, with s the range of each species, at {points} times, those between the "
-    "observations among them; the mean over seeds, and each."
+    "spaced in log t from 1e-5 to 1e5; `rosenbrock23`, rtol 1e-3, gradients by `discrete`, Adam. "
+    "Each variant may spend {budget} evaluations of its field on forward passes. Error: mean "
+    "absolute error of y/s, with s the range of each species, at {points} times, those between "
+    "the observations among them; the mean over seeds, and each."
 )
 _WORDS_LOTKA = (
     "31 observations of [0, 3] with noise of {noise:.1%} of each species' mean; α and δ are known "
