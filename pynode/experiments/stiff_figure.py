@@ -128,7 +128,7 @@ def _interaction(axes: Axes, variants: dict[str, list[Row]], out: Path) -> None:
             name = ("N₁, learned", "N₂, learned")[k]
             axes.plot(product, table[:, 2 + k], ".", color=colour, ms=3, mew=0,
                       alpha=0.9 if i == 0 else 0.35, label=name if i == 0 else None)  # fmt: skip
-    x = np.linspace(0, 5, 2)
+    x = np.array([0.0, 2.3])  # the range of u·v in the window
     axes.plot(x, -lotka.BETA * x, color="black", lw=1.0, ls="--", label="true: −βuv, γuv")
     axes.plot(x, lotka.GAMMA * x, color="black", lw=1.0, ls="--")
     axes.set_title("the unknown half", loc="left", fontweight="bold")
