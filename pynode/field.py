@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -31,6 +32,23 @@ def calling_form(fn: UserField, with_args: bool) -> str:
     if not callable(fn):
         raise InputError(f"the field is a {type(fn).__name__}, which cannot be called")
     target = fn.forward if isinstance(fn, nn.Module) else fn
+    function = getattr(target, "__func__", target)
+    if type(function) is not FunctionType or function.__dict__:  # wrapped, it may be, or signed
+        return _form(target, with_args)
+    # To look at a signature takes as long as a small field.
+    key = function.__code__, function is target, len(function.__defaults__ or ()), with_args
+    found = _FORMS.get(key)
+    if found is None:
+        if len(_FORMS) > 1000:
+            _FORMS.clear()
+        found = _FORMS[key] = _form(target, with_args)
+    return found
+
+
+_FORMS: dict[tuple[CodeType, bool, int, bool], str] = {}
+
+
+def _form(target: Callable[..., Any], with_args: bool) -> str:
     try:
         parameters = list(inspect.signature(target).parameters.values())
     except (TypeError, ValueError):
@@ -106,8 +124,10 @@ class FlatField:
             state = z.reshape(shape)
             if self.form == "z":
                 value = self.fn(state)
-            elif t.__class__ is float and self.form == "tz":
-                value = self.fn(torch.full((), t, dtype=self._dtype, device=z.device), state)
+            elif self.form == "tz":
+                if not isinstance(t, Tensor):
+                    t = torch.full((), t, dtype=self._dtype, device=z.device)
+                value = self.fn(t, state)
             else:
                 value = self._call(t, z, state)
             if value.__class__ is Tensor and value.shape == shape and value.dtype == self._dtype:

@@ -232,11 +232,17 @@ class Study:
         out = arguments.out
         meta = metadata(self.name, arguments.jobs)
         write_json(out / "metrics.json", {"meta": meta, "config": self.config, "rows": list(rows)})
-        text = self.table(rows)
+        text = _as_page(self.table(rows), meta["command"])
         write_text(out / "table.md", text)
         plots.save(self.figure(rows, out), out / "figure.png")
         print(text)
         say(f"In {out}: figure.png, metrics.json, table.md")
+
+
+def _as_page(table: str, command: str) -> str:
+    """The table with the figure below its title, and what made it at the end."""
+    title, _, rest = table.partition("\n")
+    return f"{title}\n\n![](figure.png)\n{rest.rstrip()}\n\nMade by `{command}`.\n"
 
 
 def _run_and_keep(work: Work, item: tuple[Any, Path], report: Callable[[Any], None]) -> Row:

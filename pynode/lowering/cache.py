@@ -23,6 +23,8 @@ from pynode.lowering.lowered import LoweredField
 _KEPT: weakref.WeakKeyDictionary[Any, dict[Hashable, LoweredField]] = weakref.WeakKeyDictionary()
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_PLAIN_TYPES = frozenset(_PLAIN)
+_OF_TORCH = frozenset(vars(nn.Module()))  # of which only plain values are looked at
 _DEPTH = 6
 
 
@@ -93,8 +95,10 @@ def _settings(obj: Any, seen: set[int], depth: int) -> Iterator[Hashable]:
         for module in obj.modules():
             yield f"{type(module).__module__}.{type(module).__qualname__}"
             for name, value in vars(module).items():
-                if isinstance(value, _PLAIN):
+                if type(value) in _PLAIN_TYPES or isinstance(value, _PLAIN):
                     yield name, type(value), value
+                elif name in _OF_TORCH:
+                    continue
                 elif isinstance(value, list | tuple | dict) and not name.startswith("_"):
                     yield from _settings(value, seen, depth + 1)
     elif isinstance(obj, functools.partial):

@@ -17,6 +17,7 @@ from pynode.models.base import (
     SeriesModel,
     query_times,
 )
+from pynode.models.noise import standard_normal
 
 
 class VariationalModel(SeriesModel):
@@ -65,14 +66,19 @@ class VariationalModel(SeriesModel):
         *,
         kl_weight: float = 1.0,
         generator: torch.Generator | None = None,
+        read: IrregularSeries | None = None,
     ) -> LossTerms:
         """Negative evidence lower bound with one draw of z0, for each observed value.
 
         That is (-log p(observed | z0) + kl_weight · KL(q(z0) ‖ N(0, 1))) / number of values.
         See :meth:`SeriesModel.loss`.
+
+        Args:
+            read: what q(z0) is recognised from; default: ``observed``. Given less than that, the
+                model learns to predict what it has not seen (Rubanova et al. 2019, section 4.2).
         """
         self._begin(observed)
-        mean, log_std = self._recognise(observed)
+        mean, log_std = self._recognise(observed if read is None else read)
         z0 = _draw(mean, log_std, generator)
         nll = self.likelihood.nll(self._from(z0, observed.times), observed)
         kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1) - log_std
@@ -81,7 +87,9 @@ class VariationalModel(SeriesModel):
 
     def _recognise(self, observed: IrregularSeries) -> tuple[Tensor, Tensor]:
         self._check_start(observed.times, "an observation")
-        return self.encoder(observed, self.t0, self._solves)
+        mean, log_std = self.encoder(observed, self.t0, self._solves)
+        # Under autocast networks answer in lower precision; the latent state is not to.
+        return mean.to(observed.values.dtype), log_std.to(observed.values.dtype)
 
     def _from(self, z0: Tensor, times: Tensor) -> Tensor:
         self._check_start(times, "a time that was asked for")
@@ -99,5 +107,4 @@ class VariationalModel(SeriesModel):
 
 
 def _draw(mean: Tensor, log_std: Tensor, generator: torch.Generator | None) -> Tensor:
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-    return mean + log_std.exp() * noise
+    return mean + log_std.exp() * standard_normal(mean, generator)

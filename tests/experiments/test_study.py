@@ -47,9 +47,8 @@ def figure(rows, out):
 
 def study(*bases):
     def table(rows):
-        return markdown_table(
-            ("base", "square"), [(str(r["base"]), str(r["square"])) for r in rows]
-        )
+        lines = [(str(r["base"]), str(r["square"])) for r in rows]
+        return "# Squares\n\n" + markdown_table(("base", "square"), lines)
 
     return Study("squares", [Spec(b) for b in bases], work, {"n": len(bases)}, table, figure)
 
@@ -65,7 +64,9 @@ def test_results_are_written_in_the_order_of_the_specs(tmp_path, capsys):
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [(r["base"], r["square"]) for r in metrics["rows"]] == [(3, 9), (2, 4)]
     assert metrics["config"] == {"n": 2} and metrics["meta"]["experiment"] == "squares"
-    assert (tmp_path / "out" / "table.md").read_text() in capsys.readouterr().out
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert text in capsys.readouterr().out
+    assert text.startswith("# Squares\n\n![](figure.png)\n\n| base") and "Made by `pynode" in text
     assert (tmp_path / "out" / "figure.png").stat().st_size > 0
 
 
