@@ -17,6 +17,7 @@ from pynode.experiments.series_table import (
     READS_IN_ORDER,
     TRIVIAL,
     by,
+    by_count,
     counts,
     summary,
 )
@@ -33,6 +34,7 @@ _OWN_COLOUR = ("rnn_dt", "gru_d", "ode_rnn", "rnn_vae", "latent_ode", "latent_od
 
 def draw(rows: Sequence[Row], out: Path) -> Figure:
     """At the left forecasts of one series; at the right error against observed points."""
+    rows = by_count(rows)
     with plots.canvas(13.0, 8.2) as figure:
         parts: Any = figure.subfigures(1, 2, width_ratios=[1.35, 1.0])
         _forecasts(parts[0], rows, out)
@@ -66,9 +68,11 @@ def _forecasts(figure: Any, rows: Sequence[Row], out: Path) -> None:
              for found in first if found]  # fmt: skip
     if not specs:
         return
-    task = series.data_of(specs[0])[2]
-    seen = {s.model: torch.load(out / "runs" / s.name / "forecasts.pt", weights_only=True)
-            for s in specs}  # fmt: skip
+    task = series.data_of(specs[0]).tests[observed]
+    seen = {}
+    for spec in specs:
+        file = out / "runs" / spec.name / series.FORECASTS
+        seen[spec.model] = torch.load(file, weights_only=True)[observed]
     index = _middle(task, seen[specs[-1].model])
     coordinate = 0 if task.clean.coordinates == 1 else 2
     panels = figure.subplots(len(specs), 1, sharex=True, sharey=True, squeeze=False)[:, 0]

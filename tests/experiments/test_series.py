@@ -10,37 +10,50 @@ from pynode.cli import main
 from pynode.experiments import series, series_table
 
 SMALL = series.SeriesRun(
-    data="toy", model="latent_ode", observed=30, seed=0, series=44, epochs=1, batch_size=40,
+    data="toy", model="latent_ode", seed=0, series=44, epochs=1, batch_size=40,
     lr=0.02, latent=4, hidden=12, field_hidden=16,
 )  # fmt: skip
 
 
 def test_linear_interpolation_fills_in_and_cannot_forecast(tmp_path):
-    rows = {m: series.work(replace(SMALL, model=m), tmp_path) for m in series_table.TRIVIAL}
+    runs = {m: series.work(replace(SMALL, model=m), tmp_path) for m in series_table.TRIVIAL}
+    rows = {m: run["errors"][1] for m, run in runs.items()}
+    assert rows["mean"]["observed"] == 30
     assert rows["linear"]["interpolation"] < 0.2 * rows["mean"]["interpolation"]
     assert rows["linear"]["extrapolation"] > 5 * rows["mean"]["extrapolation"]
     assert rows["mean"]["extrapolation"] == pytest.approx(0.5, abs=0.1)  # a sine's variance
 
 
+def test_every_number_of_observed_points_is_learned_from_and_tested():
+    data = series.data_of(SMALL)
+    assert data.train.lengths.bincount().nonzero()[:, 0].tolist() == [10, 30, 50]
+    assert len(data.train) == 40 and len(data.valid) == 4
+    assert {n: t.observed.times.shape for n, t in data.tests.items()} == {
+        n: (40, n) for n in (10, 30, 50)
+    }
+    assert torch.equal(data.tests[10].clean.values, data.tests[50].clean.values)
+
+
 def test_a_latent_ode_learns_to_fill_in(tmp_path):
     """A little of it: the whole takes minutes."""
-    spec = replace(SMALL, epochs=30, series=80, batch_size=72, lr=0.03, observed=10)
-    first = series.work(replace(spec, epochs=1), tmp_path)
-    row = series.work(spec, tmp_path)
-    assert row["interpolation"] < first["interpolation"] and row["nfe"] > 10
-    assert torch.load(tmp_path / "forecasts.pt", weights_only=True).shape == (20, 200, 1)
+    spec = replace(SMALL, series=80, batch_size=72, lr=0.03)
+    first, row = (series.work(replace(spec, epochs=e), tmp_path) for e in (1, 20))
+    assert row["errors"][2]["interpolation"] < first["errors"][2]["interpolation"]
+    assert row["nfe"] > 10
+    saved = torch.load(tmp_path / series.FORECASTS, weights_only=True)
+    assert saved[30].shape == (20, 200, 1)
 
 
 @pytest.mark.parametrize("model", [m for m in series_table.LABELS if m != "latent_ode"])
 def test_every_model_runs(tmp_path, model):
-    row = series.work(replace(SMALL, model=model, observed=10), tmp_path)
-    assert row["interpolation"] > 0 and row["extrapolation"] > 0
+    row = series.work(replace(SMALL, model=model, series=22), tmp_path)
+    assert all(e["interpolation"] > 0 and e["extrapolation"] > 0 for e in row["errors"])
     assert (row["parameters"] > 0) == (model not in series_table.TRIVIAL)
 
 
 def test_euler_takes_one_evaluation_a_gap():
-    model = series.make(replace(SMALL, model="ode_rnn", observed=10))
-    model.loss(series.data_of(replace(SMALL, observed=10))[0].observed)
+    model = series.make(replace(SMALL, model="ode_rnn"))
+    model.loss(series.data_of(SMALL).tests[10].observed)
     assert model.nfe[0] == 9  # gaps between ten observations
 
 
@@ -68,6 +81,6 @@ def test_the_whole_experiment(tmp_path):
     assert main(["experiment", "series", *size, "--jobs", "1", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "metrics.json").read_text())["rows"]
     assert {r["model"] for r in rows} == set(series_table.LABELS)
-    assert {r["observed"] for r in rows} == {10, 30, 50}
+    assert [e["observed"] for e in rows[0]["errors"]] == [10, 30, 50]
     assert "## What came out" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "figure.png").stat().st_size > 50_000
