@@ -26,6 +26,7 @@ from pynode.experiments import spiral_figure, spiral_run, spiral_table
 from pynode.experiments.pool import available_cores, one_thread, run_all
 from pynode.experiments.spiral_run import RunFolder, RunSpec
 from pynode.models import MODELS
+from pynode.train.distributed import is_main, same
 from pynode.train.files import write_json, write_text
 
 NOISE = 0.03  # of an observation; Chen et al. do not say theirs
@@ -194,7 +195,8 @@ class _Experiment:
         todo = [folder for folder in self.folders if folder.spec.name not in self.rows]
         if not todo:
             return {}
-        estimates = self._estimates(todo)
+        # Under torchrun all processes must take the runs in one order.
+        estimates = same(self._estimates(todo))
         longest_first = sorted(range(len(todo)), key=lambda i: -estimates[i])
         todo = [todo[i] for i in longest_first]
         jobs = min(self.arguments.jobs, len(todo))
@@ -350,4 +352,5 @@ def _over_seeds(seeds: int) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if is_main():
+        print(text, file=sys.stderr, flush=True)
