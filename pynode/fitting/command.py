@@ -59,8 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
             say=_say,
         )
         model = found.best
-        out.mkdir(parents=True, exist_ok=True)
-        extra = _write_comparison(out, found)
+        if is_main():
+            out.mkdir(parents=True, exist_ok=True)
+            extra = _write_comparison(out, found)
     else:
         model = fit_table(
             table,

@@ -123,8 +123,8 @@ def fit_table(
         )
         if not valid:
             raise InputError(
-                "no window fits into the part held out for validation: choose a shorter horizon, "
-                "or a larger valid"
+                "no window fits into the part held out for validation: choose a larger valid, or a "
+                "horizon that is longer than the gaps and shorter than that part"
             )
         if model.trainable:
             windows = _training_windows(plan, settings)

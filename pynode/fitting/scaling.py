@@ -123,12 +123,15 @@ def learn_scaling(table: SeriesTable, shape: Shape, centred: bool) -> Scaling:
         for t, x in zip(table.times, table.values, strict=True)
     ]
     stacked = np.concatenate(rest)
-    mean = np.nanmean(stacked, axis=0)
-    deviations = [x - np.nanmean(x, axis=0) if _any(x) else x for x in rest] if centred else rest
-    with np.errstate(over="ignore"):
-        scale = np.sqrt(np.nanmean(np.square(np.concatenate(deviations)), axis=0))
-        if not centred:
-            scale = np.nanstd(stacked, axis=0)
+    for name, known in zip(table.names, np.isfinite(stacked).any(axis=0), strict=True):
+        if not known:
+            raise InputError(
+                f"{name!r} has no value in the part to learn from: leave it out, or hold out less"
+            )
+    mean = level_of(stacked)
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviations = np.concatenate([x - level_of(x) for x in rest]) if centred else stacked - mean
+        scale = np.sqrt(level_of(np.square(deviations)))
     if not (np.isfinite(scale).all() and np.isfinite(mean).all()):
         raise InputError("the values are too large to be worked with: give them in other units")
     # A constant column has nothing to be scaled by.
@@ -136,8 +139,10 @@ def learn_scaling(table: SeriesTable, shape: Shape, centred: bool) -> Scaling:
     return Scaling(shape, origin, span, coefficients, mean, np.where(tiny, 1.0, scale), centred)
 
 
-def _any(values: np.ndarray) -> bool:
-    return bool(np.isfinite(values).any(axis=0).all())
+def level_of(values: np.ndarray) -> np.ndarray:
+    """Means (C,) of what is known in (n, C); 0 where nothing is."""
+    known = ~np.isnan(values)
+    return np.where(known, values, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
 
 
 def _regression(table: SeriesTable, shape: Shape, origin: float, span: float) -> np.ndarray:
@@ -210,9 +215,7 @@ def _pooled(table: SeriesTable, scaling: Scaling) -> tuple[np.ndarray, np.ndarra
     rests = []
     for t, x in zip(table.times, table.values, strict=True):
         reduced = scaling.reduced(t, x)
-        known = np.isfinite(reduced)
-        level = np.where(known, reduced, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-        rests.append(np.where(known, reduced - level, 0.0))
+        rests.append(np.nan_to_num(reduced - level_of(reduced)))
     times, rest = np.concatenate(table.times), np.concatenate(rests)
     every = -(-len(times) // _PERIODOGRAM_POINTS)
     if every > 1:  # at random places: regular ones would fold high frequencies onto low ones

@@ -14,7 +14,7 @@ import torch
 from pynode.data.frames import SeriesTable
 from pynode.data.series import IrregularSeries
 from pynode.errors import InputError
-from pynode.fitting.scaling import Scaling
+from pynode.fitting.scaling import Scaling, level_of
 
 SPAN = 12.0  # units of the network's time in a whole window
 
@@ -104,7 +104,7 @@ def cut(
     if not read.any():
         return None
     reduced = scaling.reduced(times, values)
-    level = _level(reduced[read]) if scaling.centred else np.zeros(reduced.shape[1])
+    level = level_of(reduced[read]) if scaling.centred else np.zeros(reduced.shape[1])
     reduced = reduced - level
     since = (times - place.origin) / frame.unit
     return Window(
@@ -116,11 +116,6 @@ def cut(
         level,
         table.static[place.series],
     )
-
-
-def _level(known: np.ndarray) -> np.ndarray:
-    there = np.isfinite(known)
-    return np.where(there, known, 0.0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
 
 
 def places(
