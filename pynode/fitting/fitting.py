@@ -242,7 +242,11 @@ def train_config(settings: Settings, n_windows: int) -> TrainConfig:
 
 def with_model(settings: Settings, model: str) -> Settings:
     """The same settings for another model, without the first one's own options."""
-    return replace(settings, model=model, hyper={} if model != settings.model else settings.hyper)
+    has_engine = model in ("latent_ode", "ode_rnn")
+    engine = {k: v for k, v in settings.hyper.items() if k == "engine" and has_engine}
+    return replace(
+        settings, model=model, hyper=settings.hyper if model == settings.model else engine
+    )
 
 
 def _names(names: Sequence[str] | str) -> tuple[str, ...]:
