@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,15 +31,10 @@ def calling_form(fn: UserField, with_args: bool) -> str:
     """
     if not callable(fn):
         raise InputError(f"the field is a {type(fn).__name__}, which cannot be called")
-    target = fn.forward if isinstance(fn, nn.Module) else fn
-    try:
-        parameters = list(inspect.signature(target).parameters.values())
-    except (TypeError, ValueError):
+    counts = _positional(fn.forward if isinstance(fn, nn.Module) else fn)
+    if counts is None:
         return "tza" if with_args else "tz"
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    required = sum(p.default is p.empty for p in positional)
-    most = 3 if variadic else len(positional)
+    required, most, variadic = counts
     if with_args:
         if required <= 3 <= most:
             return "tza"
@@ -56,6 +52,36 @@ def calling_form(fn: UserField, with_args: bool) -> str:
         f"the field takes {required} positional parameters: define it as f(t, z), f(t, z, args) "
         "or f(z)"
     )
+
+
+_COUNTS: weakref.WeakKeyDictionary[Any, dict[Any, tuple[int, int, bool] | None]]
+_COUNTS = weakref.WeakKeyDictionary()
+"""What :func:`_positional` found: inspecting a signature takes longer than a small solve."""
+
+
+def _positional(target: Callable[..., Any]) -> tuple[int, int, bool] | None:
+    """Positional parameters that are required, that can be given, and whether any number can."""
+    bound = inspect.ismethod(target)
+    code: Any = target.__func__ if bound else target  # type: ignore[attr-defined]
+    if not inspect.isfunction(code):
+        return _inspected(target)
+    known = _COUNTS.setdefault(code, {})
+    key = (bound, code.__code__, id(code.__defaults__))
+    if key not in known:
+        known.clear()
+        known[key] = _inspected(target)
+    return known[key]
+
+
+def _inspected(target: Callable[..., Any]) -> tuple[int, int, bool] | None:
+    try:
+        parameters = list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    required = sum(p.default is p.empty for p in positional)
+    return required, 3 if variadic else len(positional), variadic
 
 
 class FlatField:
@@ -106,8 +132,10 @@ class FlatField:
             state = z.reshape(shape)
             if self.form == "z":
                 value = self.fn(state)
-            elif t.__class__ is float and self.form == "tz":
-                value = self.fn(torch.full((), t, dtype=self._dtype, device=z.device), state)
+            elif self.form == "tz":
+                if not isinstance(t, Tensor):
+                    t = torch.full((), t, dtype=self._dtype, device=z.device)
+                value = self.fn(t, state)
             else:
                 value = self._call(t, z, state)
             if value.__class__ is Tensor and value.shape == shape and value.dtype == self._dtype:
