@@ -151,9 +151,8 @@ def _write(
     arguments: argparse.Namespace,
     extra: list[str],
 ) -> None:
-    source = arguments.data if arguments.data.is_file() else table
-    forecast = model.forecast(source, arguments.forecast, arguments.every)
-    filled = model.impute(source, arguments.every)
+    forecast = model.forecast(table, arguments.forecast, arguments.every)
+    filled = model.impute(table, arguments.every)
     plan = make_plan(table, settings)
     write_csv(out / "forecast.csv", forecast)
     write_csv(out / "filled.csv", filled)
