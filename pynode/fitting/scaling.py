@@ -18,6 +18,7 @@ from pynode.errors import InputError
 HARMONICS = 3  # of a season, at most
 CALENDAR = (365.2425, 7.0, 1.0)  # days: periods that timestamps are likely to have
 _PERIODOGRAM_POINTS = 3000  # at most; of a longer table a regular share is used
+_FREQUENCIES = 20_000
 _RIDGE = 1e-8
 
 
@@ -189,8 +190,9 @@ def find_period(table: SeriesTable, shape: Shape) -> float | None:
     if highest <= lowest:
         return None
     step = 0.2 / duration
-    count = min(int((highest - lowest) / step) + 1, 20_000)
-    frequencies = np.linspace(lowest, highest, count)
+    # Of a very long table only the long periods: windows are long enough to learn short ones from.
+    count = min(int((highest - lowest) / step) + 1, _FREQUENCIES)
+    frequencies = lowest + step * np.arange(count)
     power = _power(times, rest, frequencies)
     best = frequencies[int(power.argmax())]
     fine = np.linspace(best - step, best + step, 81)

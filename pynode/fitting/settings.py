@@ -237,7 +237,9 @@ def _frame(table: SeriesTable, split: Split, settings: Settings, reasons: list[s
     else:
         gap = float(np.median(table.gaps))
         horizon = max(duration * (0.25 if split.kind == "series" else 0.1), 2 * gap)
-        reasons.append(f"horizon {clock.say(horizon)}: a share of the series' length")
+        if split.kind == "time":
+            horizon = min(horizon, max(_CONTEXT_ROWS * gap, 2 * gap))
+        reasons.append(f"horizon {clock.say(horizon)}: by the length of the series")
     longest = float(durations.max())
     if settings.context is not None:
         context = clock.duration(settings.context, "context")
