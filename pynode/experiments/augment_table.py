@@ -123,7 +123,7 @@ def _more_or_less(plain: float, ends: dict[str, float]) -> str:
     if not ends:
         return "."
     if all(plain > value for value in ends.values()):
-        return ". So the plain one works harder for less."
+        return ". So the plain one works harder."
     if all(plain <= value for value in ends.values()):
         return ". So here the plain one does not need more evaluations, unlike in the paper."
     return ". So the evaluations do not settle it here."
@@ -136,8 +136,10 @@ def _against(models: dict[str, list[Row]], name: str) -> str:
     logs = Summary.of([math.log(plain[s] / mine[s]) for s in sorted(plain.keys() & mine.keys())])
     said = f"{of(models[name], 'test_mse').mean:.2g}"
     if logs.mean - logs.half_width > 0:
-        return f"{said}, {math.exp(logs.mean):.2g} times less"
-    return f"{said}, no difference beyond the noise of {logs.n} seeds"
+        factor = math.exp(logs.mean)
+        shown = f"{factor:,.0f}" if factor >= 10 else f"{factor:.1f}"
+        return f"{said}, {shown} times less"
+    return f"{said}, the difference within the noise of {logs.n} seeds"
 
 
 def _others(models: dict[str, list[Row]]) -> str:
@@ -148,7 +150,7 @@ def _others(models: dict[str, list[Row]]) -> str:
     text = ""
     if good:
         listed = ", ".join(f"{NAMES[m]} ({_against(models, m)})" for m in good)
-        text = f"With room to go around it works: {listed}."
+        text = f"With room to go around the error is lower: {listed}."
     if bad:
         listed = ", ".join(f"{NAMES[m]} ({_against(models, m)})" for m in bad)
         text += f"{' ' if text else ''}The claim does not hold here for {listed}."
