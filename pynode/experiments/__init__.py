@@ -69,4 +69,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "pynode.experiments.stiff",
         "Robertson's reaction with scaling and without; a half-known equation, recovered",
     ),
+    "series": Experiment(
+        "pynode.experiments.series",
+        "all models of uneven series on Rubanova's periodic toy, or the hopper",
+    ),
 }

@@ -115,6 +115,8 @@ def _backward(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _training(axes: Axes, rows: Sequence[Row]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     counts = np.array([row["nfe_by_epoch"] for row in of_task(rows, "digits")])
     if counts.size:
         epochs = np.arange(1, counts.shape[1] + 1)
@@ -124,6 +126,6 @@ def _training(axes: Axes, rows: Sequence[Row]) -> None:
                               color=plots.BLUE, alpha=0.15, lw=0)  # fmt: skip
         axes.legend(frameon=False, fontsize=8)
     axes.set_title("nfe while training on digits", loc="left", fontweight="bold")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("evaluations of the field")

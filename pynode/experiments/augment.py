@@ -39,7 +39,7 @@ class Scale:
     hidden: int
 
 
-SCALES = {"demo": Scale(5, 128, 250, 32), "paper": Scale(10, 1000, 2000, 32)}
+SCALES = {"demo": Scale(3, 128, 250, 32), "paper": Scale(10, 1000, 2000, 32)}
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,10 @@ def specs(scale: Scale, densities: list[str]) -> list[FlowRun]:
     runs = [spec("cnf", compared[-1], s, r) for r in REGULARISED if r != PLAIN for s in seeds]
     for name in densities:
         runs += [spec("cnf", name, s) for s in (seeds if name in compared else (0,))]
-    for model in ("planar", "coupling", "gaussian", "kde"):
+    for model in ("planar", "coupling"):
         runs += [spec(model, name, s) for name in compared for s in seeds]
+    for model in ("gaussian", "kde"):
+        runs += [spec(model, n, s) for n in densities for s in (seeds if n in compared else (0,))]
     return [*runs, spec("cost", "none", 0)]
 
 

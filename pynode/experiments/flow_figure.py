@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HALF = 4.4  # pictures show [-HALF, HALF]²
+_FILMED = "pinwheel"
 _EXTENT = (-HALF, HALF, -HALF, HALF)
 
 
@@ -37,12 +38,13 @@ def draw(rows: Sequence[Row], out: Path) -> Figure:
         for row in by(rows, model="cnf", regularised=PLAIN, seed=0)
         if (file := out / "runs" / _name(row) / "picture.npz").exists()
     }
-    with plots.canvas(13.0, 11.2) as figure:
-        parts: Any = figure.subfigures(3, 1, height_ratios=[3.75, 2.35, 3.2])
+    with plots.canvas(13.0, 10.0) as figure:
+        parts: Any = figure.subfigures(3, 1, height_ratios=[3.45, 2.1, 3.4])
         top, middle, bottom = parts
         _gallery(top, pictures)
         if pictures:
-            _filmstrip(middle, *list(pictures.items())[-1])
+            name = _FILMED if _FILMED in pictures else list(pictures)[-1]
+            _filmstrip(middle, name, pictures[name])
         panels = bottom.subplots(1, 4, gridspec_kw={"width_ratios": [1.25, 1.1, 1, 1]})
         _likelihoods(panels[0], rows)
         _regularisers(panels[1], rows)
@@ -75,7 +77,7 @@ def _filmstrip(figure: Any, name: str, picture: Any) -> None:
     # Each point keeps the colour of the direction in which it began.
     colour = np.arctan2(start[:, 1], start[:, 0])
     for axes, positions, t in zip(frames, path, times, strict=True):
-        axes.scatter(*positions.T, c=colour, cmap="twilight_shifted", s=2.2, lw=0)
+        axes.scatter(*positions.T, c=colour, cmap="hsv", alpha=0.75, s=2.2, lw=0)
         axes.set_title(f"t = {t:.2f}")
         _square(axes)
     frames[0].set_ylabel(f"noise to {name}")
@@ -127,7 +129,8 @@ def _likelihoods(axes: Axes, rows: Sequence[Row]) -> None:
     axes.grid(visible=False, axis="x")
     axes.set_ylabel("test −log p, nats (lower is better)")
     axes.set_title("Likelihood", loc="left", fontweight="bold")
-    axes.legend(fontsize=7.5, frameon=False, loc="upper left")
+    if names:
+        axes.legend(fontsize=7.5, frameon=False, loc="upper left")
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.04 * (high - low), high + 0.45 * (high - low))
 
@@ -185,6 +188,7 @@ def _costs(axes: Axes, rows: Sequence[Row]) -> None:
                     lw=1, alpha=0.7, label=f"{trace.capitalize()}, time (D = 2: 1)")  # fmt: skip
     axes.set_xticks(d, [str(x) for x in d])
     axes.minorticks_off()
+    axes.set_ylim(top=axes.get_ylim()[1] * 4)
     axes.set_xlabel("dimension D")
     axes.set_ylabel("for each evaluation of the field")
     axes.set_title("Cost of the trace", loc="left", fontweight="bold")

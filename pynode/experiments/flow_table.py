@@ -9,6 +9,7 @@ from typing import Any
 from pynode.experiments.study import Row, Summary, markdown_table
 
 PLAIN = "none"
+_FAR = 0.25  # nats
 LABELS = {
     "cnf": "CNF",
     "coupling": "affine coupling",
@@ -195,6 +196,7 @@ def traces(rows: Sequence[Row]) -> str:
 def findings(rows: Sequence[Row]) -> list[str]:
     """A paragraph for each question, made from the numbers."""
     parts = [_against(rows, where) for where in compared(rows)]
+    parts.append(_gallery(rows))
     parts += [_inverse(rows), _regularisers_say(rows), _trace_says(rows)]
     return [part for part in parts if part]
 
@@ -210,6 +212,31 @@ def _against(rows: Sequence[Row], where: str) -> str:
             gain = Summary.of([rival[s] - cnf[s] for s in both])
             said.append(f"{_verdict(gain)} {LABELS[model]} ({_interval(gain)})")
     return f"**{where}.** In test likelihood the CNF is " + ", ".join(said) + "." if said else ""
+
+
+def _gallery(rows: Sequence[Row]) -> str:
+    """How near the CNF comes to the kernel density estimate on each density."""
+    behind = {}
+    for row in by(rows, model="cnf", regularised=PLAIN, seed=0):
+        kernel = by(rows, model="kde", density=row["density"], seed=0)
+        if kernel:
+            behind[row["density"]] = row["nll"] - kernel[0]["nll"]
+    if not behind:
+        return ""
+    order = sorted(behind, key=lambda name: behind[name])
+    said = ", ".join(f"{name} {behind[name]:+.2f}" for name in order)
+    far = [name for name in order if behind[name] > _FAR]
+    steps = by(rows, model="cnf")[0]["steps"]
+    verdict = (
+        f"after {steps} steps {', '.join(far)} {'are' if len(far) > 1 else 'is'} not learned yet, "
+        "as the pictures show"
+        if far
+        else "none of them is far"
+    )
+    return (
+        "**In two dimensions a kernel density estimate is hard to beat.** −log p of the CNF minus "
+        f"that of the estimate, seed 0: {said}; {verdict}."
+    )
 
 
 def _verdict(gain: Summary) -> str:

@@ -1,8 +1,9 @@
-"""Equations from values: few terms of many, by sequentially thresholded least squares."""
+"""Equations from values: as few terms of many as explain them."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,34 +20,38 @@ def monomials(x: Tensor, names: Sequence[str], degree: int) -> tuple[Tensor, lis
     return torch.stack(columns, 1), labels
 
 
-def sparse_fit(terms: Tensor, values: Tensor, threshold: float, rounds: int = 20) -> Tensor:
-    """Coefficients (M, K) with values (n, K) ≈ terms (n, M) @ coefficients, most of them zero.
+def sparse_fit(terms: Tensor, values: Tensor, tolerance: float) -> Tensor:
+    """Coefficients (M, K) with values (n, K) ≈ terms (n, M) @ coefficients, as few as will do.
 
-    Brunton, Proctor, Kutz 2016, Discovering governing equations from data by sparse identification
-    of nonlinear dynamical systems: least squares, then again without the terms whose
-    contribution is small, until none is.
+    Of all choices of terms the smallest whose least-squares residual is within the tolerance, and
+    of those of that size the best: exact where thresholding (Brunton, Proctor, Kutz 2016,
+    Discovering governing equations from data by sparse identification) drops a term that its
+    neighbours can mimic on the data at hand. 2^M fits, so for small libraries.
 
     Args:
         terms, values: one row for each sample.
-        threshold: a term is dropped whose root mean square is below this share of the value's.
-        rounds: at most.
+        tolerance: largest residual, as a share of the values' root mean square. Where no choice
+            is within it, all terms stay.
     """
     coefficients = torch.zeros(terms.shape[1], values.shape[1], dtype=values.dtype)
-    sizes = terms.square().mean(0).sqrt()
     for k in range(values.shape[1]):
-        kept = torch.ones(terms.shape[1], dtype=torch.bool)
-        least = threshold * values[:, k].square().mean().sqrt()
-        for _ in range(rounds):
-            solved = torch.linalg.lstsq(terms[:, kept], values[:, k : k + 1], driver="gelsd")
-            found = torch.zeros_like(coefficients[:, k])
-            found[kept] = solved.solution[:, 0]
-            smaller = kept & (found.abs() * sizes >= least)
-            done = bool((smaller == kept).all()) or not smaller.any()
-            kept = smaller
-            if done:
-                break
-        coefficients[:, k] = torch.where(kept, found, torch.zeros_like(found))
+        chosen, solved = _fewest(terms, values[:, k : k + 1], tolerance)
+        coefficients[chosen, k] = solved
     return coefficients
+
+
+def _fewest(terms: Tensor, values: Tensor, tolerance: float) -> tuple[list[int], Tensor]:
+    count = terms.shape[1]
+    for size in range(1, count + 1):
+        best: tuple[float, list[int], Tensor] = (math.inf, [], values)
+        for chosen in map(list, itertools.combinations(range(count), size)):
+            solved = torch.linalg.lstsq(terms[:, chosen], values, driver="gelsd").solution
+            off = float((terms[:, chosen] @ solved - values).norm() / values.norm())
+            if off < best[0]:
+                best = off, chosen, solved[:, 0]
+        if best[0] <= tolerance or size == count:
+            break
+    return best[1], best[2]
 
 
 def in_words(coefficients: Tensor, labels: Sequence[str]) -> str:

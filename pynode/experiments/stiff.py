@@ -24,7 +24,7 @@ class Scale:
     Attributes:
         seeds: of weights and noise.
         evaluations: of the field in forward passes, for each of Robertson's variants.
-        steps: of Adam, for each of Lotka and Volterra's, and half as many of L-BFGS.
+        steps: for each of Lotka and Volterra's, half of them of Adam and twice of L-BFGS.
         noise: of an observation of those, as a share of the species' mean.
     """
 
@@ -34,7 +34,7 @@ class Scale:
     noise: float
 
 
-SCALES = {"demo": Scale(3, 30_000, 200, 0.005), "paper": Scale(10, 1_000_000, 1000, 0.005)}
+SCALES = {"demo": Scale(3, 15_000, 100, 0.005), "paper": Scale(10, 1_000_000, 500, 0.005)}
 _HEAVY = ("path", "losses", "spent", "interaction", "sparse_path")  # of files beside the row
 
 

@@ -24,8 +24,8 @@ from pynode.train import TrainConfig, fit
 
 RNNS = ("rnn", "rnn_t", "rnn_dt", "rnn_t_dt", "rnn_time2vec", "rnn_decay")
 UNTRAINED = ("last_value", "line")
-UNEVENNESS = (0.0, 0.5, 1.0, 2.0)
-MISSING = (0.3, 0.6)  # besides none, at unevenness 1
+UNEVENNESS = (0.0, 1.0, 2.0)
+MISSING = (0.5,)  # besides none, at unevenness 1
 BURN_IN = 5  # observations of a series that are not scored
 GAP_EDGES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, float("inf"))
 _TEST = 200

@@ -35,6 +35,8 @@ class LatentODE(VariationalModel):
         decoder_hidden, decoder_activation: of the decoder's one hidden layer.
         encoder: recognition by a GRU that reads the gaps, ``"rnn"``, or by one whose state flows
             over them, ``"ode_rnn"`` (with ``hidden`` units in its field).
+        encoder_options: of :class:`pynode.models.gap_flow.GapFlow`, for the ``"ode_rnn"`` encoder,
+            where they are to differ from the decoder's; its solver is ``"bs3"`` by default.
         t0: the time at which z0 holds, in the units of the series' times: the start of what is
             observed. No observation or query may be earlier.
         time_scale: one unit of the ODE's time, in the units of the series' times.
@@ -56,6 +58,7 @@ class LatentODE(VariationalModel):
         decoder_hidden: int = 20,
         decoder_activation: str = "relu",
         encoder: str = "rnn",
+        encoder_options: dict[str, Any] | None = None,
         t0: float = 0.0,
         time_scale: float = 1.0,
         sigma: float = 0.3,
@@ -70,6 +73,8 @@ class LatentODE(VariationalModel):
         require_positive(latent=latent, hidden=hidden, time_scale=time_scale)
         if encoder not in ENCODERS:
             raise InputError(f"encoder={encoder!r} is not one of {', '.join(ENCODERS)}")
+        if encoder_options and encoder == "rnn":
+            raise InputError("encoder_options are of the 'ode_rnn' encoder; 'rnn' has no ODE")
         self.time_scale = time_scale
         options = {"sensitivity": "discrete", **options}
         options |= {"rtol": rtol, "atol": atol, "engine": engine}
@@ -78,8 +83,9 @@ class LatentODE(VariationalModel):
             self.encoder = RNNEncoder(coordinates, hidden, latent, time_scale)
         else:
             self.encoder = ODERNNEncoder(
-                coordinates, hidden, latent, time_scale, hidden, **{"solver": "bs3"} | options
-            )
+                coordinates, hidden, latent, time_scale, hidden,
+                **{"solver": "bs3"} | options | (encoder_options or {}),
+            )  # fmt: skip
         field = MLPField(latent, field_hidden, layers=field_layers, activation=field_activation)
         self.node = NeuralODE(field, solver=solver, **options)
         self.decoder = mlp(latent, decoder_hidden, coordinates, activation=decoder_activation)

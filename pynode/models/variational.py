@@ -87,7 +87,9 @@ class VariationalModel(SeriesModel):
 
     def _recognise(self, observed: IrregularSeries) -> tuple[Tensor, Tensor]:
         self._check_start(observed.times, "an observation")
-        return self.encoder(observed, self.t0, self._solves)
+        mean, log_std = self.encoder(observed, self.t0, self._solves)
+        # Under autocast networks answer in lower precision; the latent state is not to.
+        return mean.to(observed.values.dtype), log_std.to(observed.values.dtype)
 
     def _from(self, z0: Tensor, times: Tensor) -> Tensor:
         self._check_start(times, "a time that was asked for")

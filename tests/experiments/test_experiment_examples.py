@@ -39,3 +39,10 @@ def test_resnet_to_ode(run):
 def test_time_or_gap(run):
     printed = run("time_or_gap.py", "--epochs", "1", "--series", "8")
     assert len(re.findall(r"RNN told \S+ +\d\.\d+", printed)) == 6
+
+
+def test_fill_and_forecast(run):
+    printed = run("fill_and_forecast.py", "--epochs", "1", "--series", "20")
+    found = dict(re.findall(r"^(\w+) +(\d\.\d+)", printed, re.MULTILINE))
+    assert set(found) == {"last_value", "linear", "rnn_dt", "latent_ode"}
+    assert float(found["linear"]) < float(found["last_value"])
