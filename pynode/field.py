@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable, Iterator
-from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -31,32 +31,10 @@ def calling_form(fn: UserField, with_args: bool) -> str:
     """
     if not callable(fn):
         raise InputError(f"the field is a {type(fn).__name__}, which cannot be called")
-    target = fn.forward if isinstance(fn, nn.Module) else fn
-    function = getattr(target, "__func__", target)
-    if type(function) is not FunctionType or function.__dict__:  # wrapped, it may be, or signed
-        return _form(target, with_args)
-    # To look at a signature takes as long as a small field.
-    key = function.__code__, function is target, len(function.__defaults__ or ()), with_args
-    found = _FORMS.get(key)
-    if found is None:
-        if len(_FORMS) > 1000:
-            _FORMS.clear()
-        found = _FORMS[key] = _form(target, with_args)
-    return found
-
-
-_FORMS: dict[tuple[CodeType, bool, int, bool], str] = {}
-
-
-def _form(target: Callable[..., Any], with_args: bool) -> str:
-    try:
-        parameters = list(inspect.signature(target).parameters.values())
-    except (TypeError, ValueError):
+    counts = _positional(fn.forward if isinstance(fn, nn.Module) else fn)
+    if counts is None:
         return "tza" if with_args else "tz"
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    required = sum(p.default is p.empty for p in positional)
-    most = 3 if variadic else len(positional)
+    required, most, variadic = counts
     if with_args:
         if required <= 3 <= most:
             return "tza"
@@ -74,6 +52,36 @@ def _form(target: Callable[..., Any], with_args: bool) -> str:
         f"the field takes {required} positional parameters: define it as f(t, z), f(t, z, args) "
         "or f(z)"
     )
+
+
+_COUNTS: weakref.WeakKeyDictionary[Any, dict[Any, tuple[int, int, bool] | None]]
+_COUNTS = weakref.WeakKeyDictionary()
+"""What :func:`_positional` found: inspecting a signature takes longer than a small solve."""
+
+
+def _positional(target: Callable[..., Any]) -> tuple[int, int, bool] | None:
+    """Positional parameters that are required, that can be given, and whether any number can."""
+    bound = inspect.ismethod(target)
+    code: Any = target.__func__ if bound else target  # type: ignore[attr-defined]
+    if not inspect.isfunction(code):
+        return _inspected(target)
+    known = _COUNTS.setdefault(code, {})
+    key = (bound, code.__code__, id(code.__defaults__))
+    if key not in known:
+        known.clear()
+        known[key] = _inspected(target)
+    return known[key]
+
+
+def _inspected(target: Callable[..., Any]) -> tuple[int, int, bool] | None:
+    try:
+        parameters = list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    required = sum(p.default is p.empty for p in positional)
+    return required, 3 if variadic else len(positional), variadic
 
 
 class FlatField:

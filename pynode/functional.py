@@ -74,6 +74,7 @@ def ensemble(
     params: Any = None,
     *,
     t0: float | Tensor | None = None,
+    backend: str | None = None,
     **options: Any,
 ) -> Solution:
     """Solve many initial value problems of one field at once, each with steps of its own.
@@ -87,6 +88,9 @@ def ensemble(
         params: any nest of tensors (B, ...), each trajectory's own parameters. (What all share,
             the field may hold itself.)
         t0: one time, or (B,), at which z0s hold; default: the first times.
+        backend: with ``engine="julia"``, solve all in one kernel, a thread each, on ``"cpu"`` or
+            ``"cuda"`` (DiffEqGPU's EnsembleGPUKernel): for thousands of small systems without
+            gradients, see docs/julia.md.
         options: as for :func:`solve`, ``events`` among them.
 
     Returns:
@@ -102,6 +106,14 @@ def ensemble(
     count = _common_length("z0s", z0s, None)
     if params is not None:
         _common_length("params", params, count)
+    if backend is not None:
+        chosen = SolveOptions.from_keywords({"dense": False, **options})
+        if chosen.engine != "julia":
+            raise InputError("backend= is for engine='julia': others go by the tensors' device")
+        from pynode.engines.julia.ensemble import ensemble as in_one_kernel
+
+        return in_one_kernel(field, z0s, t, params, t0, backend, chosen)
+    if params is not None:
         options.setdefault("batched_args", True)
     options.setdefault("dense", False)
     return solve(field, z0s, t, params, t0=t0, **options)

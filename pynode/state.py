@@ -15,6 +15,8 @@ from pynode.errors import FieldError, InputError
 State = Any
 """A tensor, or a (nested) tuple, list or dict of tensors."""
 
+_LEAF = pytree.tree_structure(0)
+
 
 class StateLayout:
     """How a state of the user's is laid out in one real vector of ``size`` entries.
@@ -32,7 +34,7 @@ class StateLayout:
     """
 
     def __init__(self, z0: State) -> None:
-        leaves, self.spec = pytree.tree_flatten(z0)
+        leaves, self.spec = ([z0], _LEAF) if type(z0) is Tensor else pytree.tree_flatten(z0)
         if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
             kinds = sorted({type(leaf).__name__ for leaf in leaves}) or ["nothing"]
             raise InputError(
@@ -42,7 +44,7 @@ class StateLayout:
         self.shapes = [tuple(leaf.shape) for leaf in leaves]
         self.dtypes = [leaf.dtype for leaf in leaves]
         self.device = leaves[0].device
-        self.single = self.spec == pytree.tree_structure(0)
+        self.single = self.spec is _LEAF or self.spec == _LEAF
         self._check(leaves)
         self.dtype = real_dtype(self.dtypes[0])
         self.rows = self._common_rows()

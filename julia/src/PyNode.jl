@@ -24,7 +24,9 @@ using SciMLBase: SciMLBase, FullSpecialize, ODEFunction, ODEProblem, ReturnCode,
 using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, QuadratureAdjoint,
     ZygoteVJP, adjoint_sensitivities
 
-export AbstractField, CallbackField, JuliaField, ProgramField, forward, gradient, load_field, solvers, sensitivities
+export AbstractField, CallbackField, JuliaField, ProgramField, ensemble, ensemble_solvers, forward,
+    forward_sensitivities, gradient, load_field,
+    sensitivities, solvers
 
 include("fastmath.jl")
 include("functions.jl")
@@ -38,6 +40,9 @@ include("files.jl")
 include("solvers.jl")
 include("forward.jl")
 include("adjoint.jl")
+include("forward_sensitivity.jl")
+include("written_out.jl")
+include("ensemble.jl")
 include("memory.jl")
 include("run.jl")
 include("precompile.jl")

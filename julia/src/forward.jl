@@ -55,9 +55,10 @@ function forward(
     f, counts = odefunction(field, length(u0), T, info.stiff)
     problem = ODEProblem(f, u0, (times[1], times[end]), p)
     # Every keyword is always given, each of one type: a new set of them would be compiled anew.
+    stops = info.lands ? union(times[2:end], tstops) : tstops
     sol = solve(
         problem, info.make(); reltol = Float64(rtol), abstol = Float64(atol), adaptive = adapts,
-        maxiters = Int(max_steps), tstops = collect(Float64, tstops),
+        maxiters = Int(max_steps), tstops = collect(Float64, stops),
         dt = dt === nothing ? nothing : copysign(Float64(dt), span),
         dtmax = dt_max === nothing ? span : copysign(min(Float64(dt_max), abs(span)), span),
         dense = keep, save_everystep = keep, save_start = true, saveat = keep ? Float64[] : times, verbose = SILENT,
@@ -85,6 +86,7 @@ function read_off(sol, times, n, ::Type{T}) where {T}
     for (i, t) in enumerate(times)
         (forwards ? t <= reached : t >= reached) && sol(view(zs, :, i), t)
     end
+    zs[:, 1] = sol.prob.u0  # itself: interpolants may round
     return zs
 end
 

@@ -7,7 +7,7 @@ solves are known by numbers.
 """
 module Memory
 
-using ..PyNode: PyNode, AbstractField, CallbackField, Forward, JuliaField, forward, gradient, parse_field
+using ..PyNode: PyNode, AbstractField, CallbackField, Forward, JuliaField, ensemble, forward, gradient, parse_field
 
 const FIELDS = Dict{Int, AbstractField}()
 const LAST = Ref(0)
@@ -61,6 +61,7 @@ sample that failed first, counted from 0 (-1 for none).
 function solve!(id::Integer, solver::AbstractString, ints::Integer, floats::Integer)
     i, x = array(Int64, ints, INTS), array(Float64, floats, FLOATS)
     T = i[FLOAT32] == 1 ? Float32 : Float64
+    PyNode.TICKING_THREAD[] = Threads.threadid()
     return i[SAMPLES] == 0 ? solve_joint(T, FIELDS[id], solver, i, x) : solve_each(T, FIELDS[id], solver, i, x)
 end
 
@@ -129,6 +130,7 @@ Counts evaluations and vector-Jacobian products in the places of `NFE` and `ACCE
 function gradient!(id::Integer, sensitivity::AbstractString, solver, ints::Integer, floats::Integer)
     i, x = array(Int64, ints, INTS), array(Float64, floats, FLOATS)
     kept = SOLVES[id]
+    PyNode.TICKING_THREAD[] = Threads.threadid()
     before = evaluations(kept)
     gradient_of(kept, sensitivity, solver, i, x)
     i[NFE], i[ACCEPTED] = evaluations(kept) .- before
@@ -160,6 +162,25 @@ function gradient_of(kept::Vector{<:Forward{T}}, sensitivity, solver, i, x) wher
         found.p
     end
     i[P] > 0 && copyto!(array(T, i[GRAD_P], i[P]), sum(of_p))
+end
+
+"""
+Solve an ensemble in one kernel, see [`ensemble`](@ref): `SAMPLES` states of `N` entries at `Z0`, as many sets
+of `P` parameters, and (N, SAMPLES, TIMES) states out at `ZS`. Floats: rtol, atol, dt.
+"""
+function ensemble!(id::Integer, solver::AbstractString, backend::AbstractString, ints::Integer, floats::Integer)
+    i, x = array(Int64, ints, INTS), array(Float64, floats, FLOATS)
+    return ensemble_as(i[FLOAT32] == 1 ? Float32 : Float64, FIELDS[id], solver, Symbol(backend), i, x)
+end
+
+function ensemble_as(::Type{T}, field, solver, backend, i, x) where {T}
+    u0s, ps = copy(array(T, i[Z0], i[N], i[SAMPLES])), copy(array(T, i[PARAMETERS], i[P], i[SAMPLES]))
+    zs = ensemble(
+        field, u0s, ps, array(Float64, i[TS], i[TIMES]); solver, rtol = x[1], atol = x[2], dt = number(x[3]),
+        adaptive = i[ADAPTIVE] == 1, backend,
+    )
+    permutedims!(array(T, i[ZS], i[N], i[SAMPLES], i[TIMES]), zs, (1, 3, 2))
+    return nothing
 end
 
 """Dense output of a kept solve at `count` times, (n, count)."""

@@ -61,8 +61,12 @@ end
 
 # -- interruption -----------------------------------------------------------------------------
 
-"""Called about every 0.2 s during a solve; an exception that it throws ends the solve."""
+"""
+Called about every 0.2 s during a solve, on the thread that asked for the solve and no other; an
+exception that it throws ends the solve.
+"""
 const ON_TICK = Ref{Any}(nothing)
+const TICKING_THREAD = Ref{Int}(0)
 const NEXT_TICK = Ref{UInt64}(0)
 const CALLS = Ref{Int}(0)
 
@@ -74,7 +78,7 @@ end
 
 @noinline function check_clock()
     now = time_ns()
-    if ON_TICK[] !== nothing && now > NEXT_TICK[]
+    if ON_TICK[] !== nothing && now > NEXT_TICK[] && Threads.threadid() == TICKING_THREAD[]
         NEXT_TICK[] = now + 200_000_000
         ON_TICK[]()
     end

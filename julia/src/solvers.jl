@@ -5,13 +5,18 @@ const FD = AutoFiniteDiff()
 # Failures are told by retcodes; nothing is printed.
 const SILENT = SciMLLogging.None()
 
-"""One solver: how to make it, its order, whether it adapts its steps, whether it is for stiff problems."""
+"""
+One solver: how to make it, its order, whether it adapts its steps, whether it is for stiff problems, and
+whether its steps land on the output times, its dense output being of a lower order than its steps.
+"""
 struct SolverInfo
     make::Function
     order::Int
     adaptive::Bool
     stiff::Bool
+    lands::Bool
 end
+SolverInfo(make, order, adaptive, stiff) = SolverInfo(make, order, adaptive, stiff, false)
 
 const SOLVERS = Dict(
     "euler" => SolverInfo(() -> Euler(), 1, false, false),
@@ -28,7 +33,7 @@ const SOLVERS = Dict(
     "rodas5p" => SolverInfo(() -> Rodas5P(autodiff = FD), 5, true, true),
     "trbdf2" => SolverInfo(() -> TRBDF2(autodiff = FD), 2, true, true),
     "kencarp4" => SolverInfo(() -> KenCarp4(autodiff = FD), 4, true, true),
-    "kvaerno5" => SolverInfo(() -> Kvaerno5(autodiff = FD), 5, true, true),
+    "kvaerno5" => SolverInfo(() -> Kvaerno5(autodiff = FD), 5, true, true, true),
     "fbdf" => SolverInfo(() -> FBDF(autodiff = FD), 5, true, true),
     "auto" => SolverInfo(() -> AutoTsit5(Rosenbrock23(autodiff = FD)), 5, true, true),
 )

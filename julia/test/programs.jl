@@ -30,6 +30,22 @@ end
     end
 end
 
+@testset "programs written out" begin
+    @testset "$(basename(path))" for path in GOLDEN
+        field, data = load_field(path), JSON.parsefile(path)
+        T = eltype(field.none)
+        for case in data["cases"], (name, expected) in case["expected"]
+            name in ("f", "jac", "tgrad") || continue
+            program = field.programs[name]
+            length(PyNode.expressions(program).statements) < 1000 || continue  # a minute to compile
+            f = @eval $(PyNode.written_out(program, (entries...) -> collect(T, entries)))
+            got = Base.invokelatest(f, numbers(T, case["z"]), numbers(T, case["p"]), T(case["t"]))
+            want = numbers(T, expected[first(program.outputs[1])])
+            @test disagreement(got, want) < (T == Float64 ? 1.0e-12 : 2.0e-6)
+        end
+    end
+end
+
 """The programs of an MLP with its inputs, for one of the golden files."""
 function mlp(name)
     path = joinpath(@__DIR__, "golden", name)

@@ -43,6 +43,7 @@ def draw(rows: Sequence[Row], out: Path) -> Figure:
             upper.invert_xaxis()
             upper.set_xlabel("rtol, ever tighter")
             lower.set_xlabel("processor time, ms")
+            _plain_ticks(lower)
         for line, names in ((grid[0], sensitivities), (grid[1], solvers)):
             line[0].set_ylabel("relative error of the gradient")
             _legend(line[-1], names)
@@ -67,6 +68,14 @@ def _lines(axes: Axes, lines: dict[str, Any], names: Sequence[str], against: str
         axes.fill_between(x, low, high, alpha=0.15, lw=0, color=plots.colours(names)[name])
     axes.axhline(TARGET, color=plots.GREY, ls=":", lw=1)
     axes.set_ylim(1e-12, 30)
+
+
+def _plain_ticks(axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _look(name: str, names: Sequence[str]) -> dict[str, Any]:

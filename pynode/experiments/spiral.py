@@ -20,6 +20,7 @@ from pynode.experiments.pool import available_cores, one_thread, run_all
 from pynode.experiments.spiral_run import RunFolder, RunSpec
 from pynode.experiments.study import metadata, say
 from pynode.models import MODELS
+from pynode.train.distributed import same
 from pynode.train.files import write_json, write_text
 
 COMPARED = (
@@ -198,7 +199,8 @@ class _Experiment:
         todo = [folder for folder in self.folders if folder.spec.name not in self.rows]
         if not todo:
             return {}
-        estimates = self._estimates(todo)
+        # Under torchrun all processes must take the runs in one order.
+        estimates = same(self._estimates(todo))
         longest_first = sorted(range(len(todo)), key=lambda i: -estimates[i])
         todo = [todo[i] for i in longest_first]
         jobs = min(self.arguments.jobs, len(todo))

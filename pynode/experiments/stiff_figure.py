@@ -87,9 +87,11 @@ def _losses(axes: Axes, variants: dict[str, list[Row]], out: Path) -> None:
     for variant, mine in variants.items():
         for i, row in enumerate(mine):
             curves = _curves(out, row)
-            axes.semilogy(curves["spent"], curves["losses"], color=_PAINT[variant], lw=1.1,
+            best = np.minimum.accumulate(curves["losses"])
+            axes.semilogy(curves["spent"], best, color=_PAINT[variant], lw=1.1,
                           alpha=1.0 if i == 0 else 0.45)  # fmt: skip
-    axes.set_title("loss, in its own units", loc="left", fontweight="bold")
+    axes.set_ylim(top=min(1e4, axes.get_ylim()[1]))  # some begin far above
+    axes.set_title("best loss so far, in its own units", loc="left", fontweight="bold")
     axes.set_xlabel("evaluations of the field spent")
 
 
@@ -128,7 +130,7 @@ def _interaction(axes: Axes, variants: dict[str, list[Row]], out: Path) -> None:
             name = ("N₁, learned", "N₂, learned")[k]
             axes.plot(product, table[:, 2 + k], ".", color=colour, ms=3, mew=0,
                       alpha=0.9 if i == 0 else 0.35, label=name if i == 0 else None)  # fmt: skip
-    x = np.linspace(0, 5, 2)
+    x = np.array([0.0, 2.3])  # the range of u·v in the window
     axes.plot(x, -lotka.BETA * x, color="black", lw=1.0, ls="--", label="true: −βuv, γuv")
     axes.plot(x, lotka.GAMMA * x, color="black", lw=1.0, ls="--")
     axes.set_title("the unknown half", loc="left", fontweight="bold")

@@ -21,10 +21,10 @@ LOTKA = {
 }
 _WORDS_ROBERTSON = (
     "Kim et al.'s network (six hidden layers of five GELUs) from 50 points of one path, equally "
-    "spaced in log t from 1e-5 to 1e5; `rodas5p`, rtol 1e-3, gradients by `discrete`, Adam. Each "
-    "variant may spend {budget} evaluations of its field on forward passes. Error: mean absolute "
-    "error of y/s, with s the range of each species, at {points} times, those between the "
-    "observations among them; of {seeds} seeds, mean and each."
+    "spaced in log t from 1e-5 to 1e5; `rosenbrock23`, rtol 1e-3, gradients by `discrete`, Adam. "
+    "Each variant may spend {budget} evaluations of its field on forward passes. Error: mean "
+    "absolute error of y/s, with s the range of each species, at {points} times, those between "
+    "the observations among them; the mean over seeds, and each."
 )
 _WORDS_LOTKA = (
     "31 observations of [0, 3] with noise of {noise:.1%} of each species' mean; α and δ are known "
@@ -41,9 +41,7 @@ def render(rows: Sequence[Row]) -> str:
     mine = by_variant(rows, "robertson")
     if mine:
         first = next(iter(mine.values()))
-        words = _WORDS_ROBERTSON.format(
-            budget=f"{first[0]['budget']:,}", points=197, seeds=len(first)
-        )
+        words = _WORDS_ROBERTSON.format(budget=f"{first[0]['budget']:,}", points=197)
         parts += ["## Robertson's reaction", words, robertson_table(mine)]
     other = by_variant(rows, "lotka")
     if other:
@@ -89,7 +87,7 @@ def _mean(errors: Sequence[float]) -> float:
 def _size(error: float) -> str:
     if math.isinf(error):
         return "fails"
-    return f"{error:.3f}" if error < 100 else f"{error:.0e}"
+    return f"{error:.3f}" if 0.01 <= error < 100 else f"{error:.1e}"
 
 
 def _about_robertson(variants: dict[str, list[Row]]) -> str:

@@ -27,6 +27,7 @@ import pynode
 from pynode import plots
 from pynode.errors import InputError, PynodeError
 from pynode.experiments.pool import available_cores, run_all
+from pynode.train.distributed import is_main, rank_and_size
 from pynode.train.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ def metadata(experiment: str, jobs: int) -> Row:
 
 def say(text: str) -> None:
     """A line for the person who waits; results alone go to stdout."""
-    print(text, file=sys.stderr, flush=True)
+    if is_main():
+        print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class Study:
         """Do what is not done yet and write ``metrics.json``, ``table.md`` and ``figure.png``.
 
         Raises:
-            InputError: ``--out`` is a file, or ``--jobs`` below 1.
+            InputError: ``--out`` is a file, ``--jobs`` below 1, or several processes of torchrun.
             PynodeError: runs failed; the results of the others are written.
         """
         out: Path = arguments.out
@@ -182,6 +184,10 @@ class Study:
             raise InputError(f"--out {out} is a file; it must be a folder, or not be there")
         if arguments.jobs < 1:
             raise InputError(f"--jobs {arguments.jobs}: must be at least 1")
+        if rank_and_size()[1] > 1:
+            raise InputError(
+                f"{self.name} is many small runs: share them out by --jobs N, without torchrun"
+            )
         rows = self._finished(out) if arguments.resume else {}
         todo = [spec for spec in self.specs if spec.name not in rows]
         say(f"{self.name}: {len(todo)} runs with --jobs {arguments.jobs}, {len(rows)} taken over")

@@ -47,8 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "neural_cde (default: latent_ode)")  # fmt: skip
     add("--compare", nargs="*", metavar="MODEL", help="fit these (default: all) and the trivial "
         "baselines, and say which one won")  # fmt: skip
+    add("--sweep", nargs="+", default=[], metavar="NAME=A,B", help="with --compare: also "
+        "--model with every combination of these options, as latent=4,8 hidden=20,40")  # fmt: skip
     add("--trainings", type=int, default=1, metavar="N", help="of each model, in --compare")
     add("--jobs", type=int, default=min(2, available_cores()), metavar="N", help="processes")
+    add("--hyper", nargs="+", default=[], metavar="NAME=VALUE", help="options of the network")
     add("--epochs", type=int, metavar="N")
     add("--minutes", type=float, metavar="N", help="of training at most, a model (default: 3)")
     add("--windows", type=int, metavar="N", help="to train on")

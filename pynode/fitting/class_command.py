@@ -47,9 +47,7 @@ def run_classifier(
     out.mkdir(parents=True, exist_ok=True)
     scores = pd.DataFrame([{"model": m.model.name, **m.scores} for m in fitted])
     print(scores.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
-    source = arguments.data if arguments.data.is_file() else None
-    if source is not None:
-        write_csv(out / "classes.csv", best.predict(source))
+    write_csv(out / "classes.csv", best.predict(table))
     write_json(out / "scores.json", {m.model.name: m.scores for m in fitted})
     best.save(out / MODEL)
     _page(arguments, table, fitted, best, scores)

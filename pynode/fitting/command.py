@@ -13,7 +13,7 @@ from pynode.data.frames import SeriesTable, read_series
 from pynode.data.tables import Columns, Text
 from pynode.errors import InputError
 from pynode.fitting import figures
-from pynode.fitting.comparison import Comparison, compare
+from pynode.fitting.comparison import Comparison, compare, sweep
 from pynode.fitting.fitting import fit_table, make_settings
 from pynode.fitting.forecaster import Forecaster
 from pynode.fitting.networks import FORECASTERS
@@ -53,14 +53,16 @@ def run(arguments: argparse.Namespace) -> int:
             table,
             settings,
             tuple(dict.fromkeys([*models, "last_value", "linear", "seasonal"])),
+            variants=_variants(arguments, settings),
             text=text,
             trainings=arguments.trainings,
             jobs=arguments.jobs,
             say=_say,
         )
         model = found.best
-        out.mkdir(parents=True, exist_ok=True)
-        extra = _write_comparison(out, found)
+        if is_main():
+            out.mkdir(parents=True, exist_ok=True)
+            extra = _write_comparison(out, found)
     else:
         model = fit_table(
             table,
@@ -109,9 +111,36 @@ def settings_from(arguments: argparse.Namespace) -> Settings:
         if getattr(arguments, name, None) is not None
     }
     given.setdefault("horizon", arguments.forecast)
+    hyper = {name: values[0] for name, values in _options(arguments.hyper, "--hyper").items()}
     if arguments.engine != "torch":
-        given["hyper"] = {"engine": arguments.engine}
+        hyper["engine"] = arguments.engine
+    given["hyper"] = hyper
     return make_settings(given)
+
+
+def _variants(arguments: argparse.Namespace, settings: Settings) -> dict[str, dict[str, Any]]:
+    options = _options(arguments.sweep, "--sweep")
+    return sweep(settings.model, options) if options else {}
+
+
+def _options(given: list[str], option: str) -> dict[str, list[Any]]:
+    """``["a=1,2", "b=relu"]`` as lists of numbers and words."""
+    found = {}
+    for text in given:
+        name, equals, values = text.partition("=")
+        if not (name.isidentifier() and equals and values):
+            raise InputError(f"{option} {text}: must be as name=value")
+        found[name] = [_value(v) for v in values.split(",")]
+    return found
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _write(
@@ -122,9 +151,8 @@ def _write(
     arguments: argparse.Namespace,
     extra: list[str],
 ) -> None:
-    source = arguments.data if arguments.data.is_file() else table
-    forecast = model.forecast(source, arguments.forecast, arguments.every)
-    filled = model.impute(source, arguments.every)
+    forecast = model.forecast(table, arguments.forecast, arguments.every)
+    filled = model.impute(table, arguments.every)
     plan = make_plan(table, settings)
     write_csv(out / "forecast.csv", forecast)
     write_csv(out / "filled.csv", filled)

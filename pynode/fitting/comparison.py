@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pynode.data.tables import Text
 from pynode.errors import InputError, PynodeError
 from pynode.experiments.pool import one_thread, run_all
 from pynode.fitting.files import load, save
-from pynode.fitting.fitting import Say, fit_table, with_model
+from pynode.fitting.fitting import Say, fit_table, make_settings, with_model
 from pynode.fitting.forecaster import Forecaster
 from pynode.fitting.networks import FORECASTERS, RULES
 from pynode.fitting.scores import Difference, Scores, difference
@@ -25,16 +26,13 @@ from pynode.fitting.settings import Settings, make_plan
 
 @dataclass(frozen=True)
 class _Job:
-    """One training."""
+    """One training, under a name, and where its model is put."""
 
+    name: str
     table: SeriesTable
     settings: Settings
     text: Text
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return f"{self.settings.model}-{self.settings.repeat}"
+    path: Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +84,7 @@ def compare(
     settings: Settings,
     models: Sequence[str] = FORECASTERS,
     *,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
     text: Text | None = None,
     trainings: int = 1,
     jobs: int = 1,
@@ -97,6 +96,8 @@ def compare(
         table: from :func:`pynode.data.frames.read_series`.
         settings: for all of them; ``model`` is not used.
         models: names.
+        variants: further entries by a name of your own, each with what differs from ``settings``:
+            ``{"wide": {"hyper": {"hidden": 80}}, "slow": {"lr": 0.005}}``.
         text: how the table's CSV file is written, for the models to remember.
         trainings: of each model that is trained, from different initial weights.
         jobs: processes, one thread each; results do not depend on it.
@@ -117,27 +118,35 @@ def compare(
         plan = make_plan(table, replace(with_model(settings, "seasonal"), hyper={}))
         for line in (*table.notes, *plan.reasons):
             say(line)
+        entries = {model: with_model(settings, model) for model in models}
+        for variant, changes in (variants or {}).items():
+            if variant in entries:
+                raise InputError(f"there are two entries {variant!r} to compare")
+            entries[variant] = make_settings(settings.__dict__ | dict(changes))
+        pairs = [
+            (entry, replace(some, repeat=settings.repeat + k))
+            for entry, some in entries.items()
+            for k in range(1 if some.model in RULES else trainings)
+        ]
         wanted = [
-            _Job(
-                table,
-                replace(with_model(settings, model), repeat=settings.repeat + k),
-                text or Text(),
-                Path(name),
-            )
-            for model in dict.fromkeys(models)
-            for k in range(1 if model in RULES else trainings)
+            _Job(entry, table, some, text or Text(), Path(name) / f"{i}.pt")
+            for i, (entry, some) in enumerate(pairs)
         ]
         say(f"{len(wanted)} fits in {min(jobs, len(wanted))} processes")
         done: dict[str, list[Forecaster]] = {}
 
-        def finished(index: int, path: Path) -> None:
-            model: Forecaster = load(path)
+        def finished(index: int, _: None) -> None:
+            job = wanted[index]
+            model: Forecaster = load(job.path)
             if model.scores is not None:
-                done.setdefault(model.model.name, []).append(model)
-                say(f"{path.stem}: held-out relative RMSE {model.scores.relative:.4g}")
+                done.setdefault(job.name, []).append(model)
+                say(f"{job.name}: held-out relative RMSE {model.scores.relative:.4g}")
 
         failed = run_all(wanted, _work, jobs, lambda *_: None, finished)
-    failures = {wanted[i].name: message for i, message in failed.items()}
+    failures = {
+        f"{wanted[i].name}, training {wanted[i].settings.repeat}": message
+        for i, message in failed.items()
+    }
     if not done:
         raise PynodeError(
             "no model could be scored: "
@@ -147,11 +156,22 @@ def compare(
     return Comparison(ordered, _verdict(ordered), failures)
 
 
-def _work(job: _Job, report: Callable[[Any], None]) -> Path:
-    fitted = fit_table(job.table, job.settings, job.text, progress=False)
-    path = job.folder / f"{job.name}.pt"
-    save(fitted, path)
-    return path
+def _work(job: _Job, report: Callable[[Any], None]) -> None:
+    save(fit_table(job.table, job.settings, job.text, progress=False), job.path)
+
+
+def sweep(model: str, options: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
+    """Variants for :func:`compare`: every combination of a network's options.
+
+    ``sweep("latent_ode", {"latent": [4, 8], "hidden": [20, 40]})`` are four.
+    """
+    grid = product(*options.values())
+    found = {}
+    for values in grid:
+        hyper = dict(zip(options, values, strict=True))
+        name = " ".join([model, *(f"{k}={v}" for k, v in hyper.items())])
+        found[name] = {"model": model, "hyper": hyper}
+    return found
 
 
 def _scores(model: Forecaster) -> Scores:

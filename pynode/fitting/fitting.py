@@ -51,7 +51,8 @@ def fit(
     """Fit a model to the irregular series of a table.
 
     Args:
-        frame: a DataFrame, or a CSV or Parquet file.
+        frame: a DataFrame, a CSV or Parquet file, or a
+            :class:`pynode.data.frames.SeriesTable`, which says itself what its columns are.
         time, values, id, static, label, variable, only: see :class:`pynode.data.tables.Columns`.
             With ``label`` a classifier of series is fitted.
         text: how a CSV file is written.
@@ -79,10 +80,13 @@ def fit(
         only=None if only is None else tuple(only),
     )
     say = _to_stderr if verbose else _quiet
-    table = read_series(frame, columns, text=text, time_format=time_format)
+    if isinstance(frame, SeriesTable):
+        table = frame
+    else:
+        table = read_series(frame, columns, text=text, time_format=time_format)
     options = make_settings(settings)
     folder = None if out is None else Path(out)
-    if label is not None:
+    if label is not None or table.labels:
         from pynode.fitting.classifier import fit_classifier
 
         return fit_classifier(table, options, text or Text(), folder, resume, progress, say)
@@ -123,8 +127,8 @@ def fit_table(
         )
         if not valid:
             raise InputError(
-                "no window fits into the part held out for validation: choose a shorter horizon, "
-                "or a larger valid"
+                "no window fits into the part held out for validation: choose a larger valid, or a "
+                "horizon that is longer than the gaps and shorter than that part"
             )
         if model.trainable:
             windows = _training_windows(plan, settings)
@@ -242,7 +246,11 @@ def train_config(settings: Settings, n_windows: int) -> TrainConfig:
 
 def with_model(settings: Settings, model: str) -> Settings:
     """The same settings for another model, without the first one's own options."""
-    return replace(settings, model=model, hyper={} if model != settings.model else settings.hyper)
+    has_engine = model in ("latent_ode", "ode_rnn")
+    engine = {k: v for k, v in settings.hyper.items() if k == "engine" and has_engine}
+    return replace(
+        settings, model=model, hyper=settings.hyper if model == settings.model else engine
+    )
 
 
 def _names(names: Sequence[str] | str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 QUANTILES = (0.1, 0.5, 0.9)
 _MOST_STEPS = 1000  # of a forecast whose grid was not given
 
-Table: TypeAlias = str | Path | pd.DataFrame
+Table: TypeAlias = str | Path | pd.DataFrame | SeriesTable
 _Times: TypeAlias = Sequence[Any] | np.ndarray | pd.Series | pd.Index
 
 
@@ -48,7 +48,9 @@ class Reader:
     gap: float
 
     def read(self, source: Table, need_label: bool = False) -> SeriesTable:
-        """The series of another table."""
+        """The series of another table; one that has been read is taken as it is."""
+        if isinstance(source, SeriesTable):
+            return source
         columns = self.columns
         if not need_label and columns.label is not None:
             columns = Columns(**{**columns.__dict__, "label": None})

@@ -18,6 +18,7 @@ from pynode.errors import InputError
 HARMONICS = 3  # of a season, at most
 CALENDAR = (365.2425, 7.0, 1.0)  # days: periods that timestamps are likely to have
 _PERIODOGRAM_POINTS = 3000  # at most; of a longer table a regular share is used
+_FREQUENCIES = 20_000
 _RIDGE = 1e-8
 
 
@@ -123,12 +124,15 @@ def learn_scaling(table: SeriesTable, shape: Shape, centred: bool) -> Scaling:
         for t, x in zip(table.times, table.values, strict=True)
     ]
     stacked = np.concatenate(rest)
-    mean = np.nanmean(stacked, axis=0)
-    deviations = [x - np.nanmean(x, axis=0) if _any(x) else x for x in rest] if centred else rest
-    with np.errstate(over="ignore"):
-        scale = np.sqrt(np.nanmean(np.square(np.concatenate(deviations)), axis=0))
-        if not centred:
-            scale = np.nanstd(stacked, axis=0)
+    for name, known in zip(table.names, np.isfinite(stacked).any(axis=0), strict=True):
+        if not known:
+            raise InputError(
+                f"{name!r} has no value in the part to learn from: leave it out, or hold out less"
+            )
+    mean = level_of(stacked)
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviations = np.concatenate([x - level_of(x) for x in rest]) if centred else stacked - mean
+        scale = np.sqrt(level_of(np.square(deviations)))
     if not (np.isfinite(scale).all() and np.isfinite(mean).all()):
         raise InputError("the values are too large to be worked with: give them in other units")
     # A constant column has nothing to be scaled by.
@@ -136,8 +140,10 @@ def learn_scaling(table: SeriesTable, shape: Shape, centred: bool) -> Scaling:
     return Scaling(shape, origin, span, coefficients, mean, np.where(tiny, 1.0, scale), centred)
 
 
-def _any(values: np.ndarray) -> bool:
-    return bool(np.isfinite(values).any(axis=0).all())
+def level_of(values: np.ndarray) -> np.ndarray:
+    """Means (C,) of what is known in (n, C); 0 where nothing is."""
+    known = ~np.isnan(values)
+    return np.where(known, values, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
 
 
 def _regression(table: SeriesTable, shape: Shape, origin: float, span: float) -> np.ndarray:
@@ -184,8 +190,9 @@ def find_period(table: SeriesTable, shape: Shape) -> float | None:
     if highest <= lowest:
         return None
     step = 0.2 / duration
-    count = min(int((highest - lowest) / step) + 1, 20_000)
-    frequencies = np.linspace(lowest, highest, count)
+    # Of a very long table only the long periods: windows are long enough to learn short ones from.
+    count = min(int((highest - lowest) / step) + 1, _FREQUENCIES)
+    frequencies = lowest + step * np.arange(count)
     power = _power(times, rest, frequencies)
     best = frequencies[int(power.argmax())]
     fine = np.linspace(best - step, best + step, 81)
@@ -210,9 +217,7 @@ def _pooled(table: SeriesTable, scaling: Scaling) -> tuple[np.ndarray, np.ndarra
     rests = []
     for t, x in zip(table.times, table.values, strict=True):
         reduced = scaling.reduced(t, x)
-        known = np.isfinite(reduced)
-        level = np.where(known, reduced, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-        rests.append(np.where(known, reduced - level, 0.0))
+        rests.append(np.nan_to_num(reduced - level_of(reduced)))
     times, rest = np.concatenate(table.times), np.concatenate(rests)
     every = -(-len(times) // _PERIODOGRAM_POINTS)
     if every > 1:  # at random places: regular ones would fold high frequencies onto low ones

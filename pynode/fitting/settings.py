@@ -17,6 +17,7 @@ from pynode.fitting.scaling import (
     find_period,
     harmonics_of,
     learn_scaling,
+    level_of,
 )
 from pynode.fitting.windows import Frame, Place, Window, cut, places
 
@@ -234,8 +235,11 @@ def _frame(table: SeriesTable, split: Split, settings: Settings, reasons: list[s
     if settings.horizon is not None:
         horizon = clock.duration(settings.horizon, "horizon")
     else:
-        horizon = duration * (0.25 if split.kind == "series" else 0.1)
-        reasons.append(f"horizon {clock.say(horizon)}: a share of the series' length")
+        gap = float(np.median(table.gaps))
+        horizon = max(duration * (0.25 if split.kind == "series" else 0.1), 2 * gap)
+        if split.kind == "time":
+            horizon = min(horizon, max(_CONTEXT_ROWS * gap, 2 * gap))
+        reasons.append(f"horizon {clock.say(horizon)}: by the length of the series")
     longest = float(durations.max())
     if settings.context is not None:
         context = clock.duration(settings.context, "context")
@@ -321,7 +325,7 @@ def _held_error(table: SeriesTable, frame: Frame, shape: Shape, seed: int) -> fl
     part = Part(table, border)
     total, count = 0.0, 0
     for w in part.windows(scaling, frame, 60, seed):
-        held = np.nanmean(w.known[-5:], axis=0) if np.isfinite(w.known[-5:]).any() else 0.0
+        held = level_of(w.known[-5:])
         squares = np.square((w.asked - held) * scaling.scale / plain.scale)[w.asked_times > 0]
         total += float(np.nansum(squares))
         count += int(np.isfinite(squares).sum())
@@ -353,9 +357,7 @@ def _rescaled(train: Part, scaling: Scaling, frame: Frame) -> Scaling:
     if not rest:
         return scaling
     stacked = np.concatenate(rest)
-    known = np.isfinite(stacked)
-    total = np.where(known, np.square(np.where(known, stacked, 0)), 0).sum(axis=0)
-    ratio = np.sqrt(total / np.maximum(known.sum(axis=0), 1))
+    ratio = np.sqrt(level_of(np.square(stacked)))
     ratio = np.where(ratio > 1e-9, ratio, 1.0)
     return Scaling(
         scaling.shape,

@@ -14,8 +14,9 @@ import torch
 from pynode.data.frames import SeriesTable
 from pynode.data.series import IrregularSeries
 from pynode.errors import InputError
-from pynode.fitting.scaling import Scaling
+from pynode.fitting.scaling import Scaling, level_of
 
+MOST_READ, MOST_ASKED = 500, 300  # rows of a window: the last before, an even choice after
 SPAN = 12.0  # units of the network's time in a whole window
 
 
@@ -96,6 +97,15 @@ def cut(
     there = np.isfinite(values).any(axis=1)
     times, values = times[there], values[there]
     before = times <= place.origin
+    early = np.flatnonzero(before)[:-MOST_READ]
+    late = np.flatnonzero(~before)
+    if len(late) > MOST_ASKED:
+        late = late[np.linspace(0, len(late) - 1, MOST_ASKED).astype(int)]
+    if len(early) or len(late) < (~before).sum():
+        chosen = before.copy()
+        chosen[early] = False
+        chosen[late] = True
+        times, values, before = times[chosen], values[chosen], before[chosen]
     read = before.copy()
     if drop > 0 and rng is not None and before.sum() > 2:
         hidden = rng.random(len(times)) < drop
@@ -104,7 +114,7 @@ def cut(
     if not read.any():
         return None
     reduced = scaling.reduced(times, values)
-    level = _level(reduced[read]) if scaling.centred else np.zeros(reduced.shape[1])
+    level = level_of(reduced[read]) if scaling.centred else np.zeros(reduced.shape[1])
     reduced = reduced - level
     since = (times - place.origin) / frame.unit
     return Window(
@@ -116,11 +126,6 @@ def cut(
         level,
         table.static[place.series],
     )
-
-
-def _level(known: np.ndarray) -> np.ndarray:
-    there = np.isfinite(known)
-    return np.where(there, known, 0.0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
 
 
 def places(

@@ -1,14 +1,9 @@
 """Constant memory where it is promised, and the case in which backsolve is wrong."""
 
-import runpy
-from pathlib import Path
-
 import tiny_runs
 
 from pynode.experiments.memory import Scale
 from pynode.experiments.memory_table import growth, points, typical
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_claims(monkeypatch, tmp_path):
@@ -26,9 +21,3 @@ def test_claims(monkeypatch, tmp_path):
         assert error(method, 40.0) < 1e-5
     assert "From λ = 40 on it is more than 1% off" in text
     assert "grows for `discrete`" in text
-
-
-def test_example(capsys):
-    runpy.run_path(str(EXAMPLES / "gradient_memory.py"))
-    printed = capsys.readouterr().out
-    assert "backsolve" in printed and "wrong" in printed

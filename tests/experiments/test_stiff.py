@@ -13,7 +13,7 @@ from pynode.experiments.stiff_table import by_variant
 
 
 def test_claims(monkeypatch, tmp_path):
-    scale = Scale(seeds=1, evaluations=2000, steps=60, noise=0.0)
+    scale = Scale(seeds=1, evaluations=1500, steps=60, noise=0.0)
     rows, text = tiny_runs.run(monkeypatch, tmp_path, "stiff", scale)
     robertson = {name: mine[0] for name, mine in by_variant(rows, "robertson").items()}
     mean = robertson["scaled"]["baselines"]["mean of the observations"]

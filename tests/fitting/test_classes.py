@@ -127,6 +127,21 @@ def test_physionet_2012(hospital):
     assert len(read_physionet2012(hospital, label=False)) == 3
 
 
+def test_a_folder_of_physionet_2012_can_be_fitted(hospital, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for id in range(132542, 132556):
+        lines = "".join(f"{h:02d}:00,HR,{70 + rng.normal():.2f}\n" for h in range(1, 9))
+        (hospital / f"{id}.txt").write_text(RECORD.format(id=id) + lines)
+    with open(tmp_path / "Outcomes-a.txt", "a") as file:
+        file.writelines(f"{id},1,1,1,-1,{id % 2}\n" for id in range(132542, 132556))
+    common = ["fit", str(hospital), "--epochs", "1", "--out"]
+    assert main([*common, str(tmp_path / "c"), "--label", "In-hospital_death"]) == 0
+    assert len(pd.read_csv(tmp_path / "c" / "classes.csv")) == 16
+    rule = ["--model", "last_value", "--horizon", "3", "--split", "series"]
+    assert main([*common, str(tmp_path / "f"), *rule]) == 0
+    assert "HR_mean" in pd.read_csv(tmp_path / "f" / "forecast.csv")
+
+
 @pytest.mark.parametrize(
     "line, said",
     [

@@ -12,6 +12,7 @@ from pynode.data.frames import read_series
 from pynode.data.tables import Columns
 from pynode.errors import InputError
 from pynode.fitting import compare, figures
+from pynode.fitting.comparison import sweep
 from pynode.fitting.settings import Settings
 
 
@@ -61,6 +62,25 @@ def test_compare_names_a_winner(csv, tmp_path, capsys):
     assert f"{table['model'][0]} has the lowest held-out error" in printed
     assert "chance" in printed and "chance" in (out / "report.html").read_text()
     assert pynode.load(out / "model.pt").model.name == table["model"][0]
+
+
+def test_variants_and_sweeps():
+    table = read_series(waves(22), Columns(time="t", id="who", values=("x", "y")))
+    settings = Settings(epochs=1, windows=24, horizon=1.0, model="rnn")
+    variants = {"slow": {"lr": 0.001}, **sweep("rnn", {"hidden": [5, 9]})}
+    found = compare(table, settings, ("last_value",), variants=variants)
+    assert set(found.models) == {"last_value", "slow", "rnn hidden=5", "rnn hidden=9"}
+    assert found.models["rnn hidden=9"][0].model.network.hidden == 9
+    with pytest.raises(InputError, match="two entries 'rnn'"):
+        compare(table, settings, ("rnn",), variants={"rnn": {}})
+
+
+def test_options_of_the_network(csv, tmp_path, capsys):
+    options = ["--model", "rnn", "--epochs", "1", "--windows", "24", "--hyper", "hidden=7"]
+    assert fit(csv, tmp_path / "out", *options) == 0
+    assert pynode.load(tmp_path / "out" / "model.pt").hyper == {"hidden": 7}
+    assert fit(csv, tmp_path / "no", "--hyper", "hidden") == 2
+    assert "--hyper hidden: must be as name=value" in capsys.readouterr().err
 
 
 @pytest.mark.slow

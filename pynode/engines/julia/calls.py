@@ -5,7 +5,9 @@ The places in the two blocks of numbers are those of ``julia/src/memory.jl``.
 
 from __future__ import annotations
 
+import math
 import threading
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from pynode.errors import JuliaError
 NFE, ACCEPTED, REJECTED, JACOBIANS = range(13, 17)
 COTANGENTS, GRAD_Z0, GRAD_P, CHECKPOINTING, SAMPLES = range(17, 22)
 INTS, FLOATS = 24, 8
+_NO_INTS, _NO_FLOATS = (0,) * INTS, (math.nan,) * FLOATS
 
 _calls = threading.RLock()
 """Julia is called by one thread at a time, whichever it is."""
@@ -32,12 +35,12 @@ class Block:
     """The numbers of one call, in memory that Julia reads and writes."""
 
     def __init__(self) -> None:
-        self.ints = np.zeros(INTS, dtype=np.int64)
-        self.floats = np.full(FLOATS, np.nan)
+        self.ints = array("q", _NO_INTS)  # an array's entries are read and set faster than numpy's
+        self.floats = array("d", _NO_FLOATS)
 
     @property
     def addresses(self) -> tuple[int, int]:
-        return self.ints.ctypes.data, self.floats.ctypes.data
+        return self.ints.buffer_info()[0], self.floats.buffer_info()[0]
 
 
 class Bridge:
@@ -49,6 +52,7 @@ class Bridge:
         self._solve = getattr(memory, "solve!")
         self._gradient = getattr(memory, "gradient!")
         self._evaluate = getattr(memory, "evaluate!")
+        self._ensemble = getattr(memory, "ensemble!")
         self._memory = memory
         # Numbers of fields and solves that nobody needs any more. They are let go at the next
         # call: a finalizer may run at any moment, inside a call of Julia's even.
@@ -79,6 +83,10 @@ class Bridge:
     def gradient(self, solve: int, sensitivity: str, solver: str | None, block: Block) -> None:
         with self._call():
             self._gradient(solve, sensitivity, solver, *block.addresses)
+
+    def ensemble(self, field: int, solver: str, backend: str, block: Block) -> None:
+        with self._call():
+            self._ensemble(field, solver, backend, *block.addresses)
 
     def evaluate(self, solve: int, times: np.ndarray, out: Tensor) -> None:
         with self._call():

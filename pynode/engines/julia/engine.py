@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,21 +152,18 @@ class JuliaEngine:
         each = (problem.layout.rows or 1) if remote.each else 0
         found = z0.new_empty(len(moments.values), len(z0))
         block = _block(options, z0, p, each)
-        stops = np.array(options.tstops, dtype=np.float64)
-        block.ints[[calls.TIMES, calls.TS, calls.ZS]] = (
-            len(moments.values),
-            moments.values.ctypes.data,
-            found.data_ptr(),
-        )
-        block.ints[[calls.STOPS, calls.STOPS_AT]] = len(stops), stops.ctypes.data
-        block.ints[calls.KEEP] = record
+        ints, stops = block.ints, array("d", (*options.tstops, math.nan))  # never empty
+        ints[calls.TIMES], ints[calls.TS] = len(moments.values), moments.values.buffer_info()[0]
+        ints[calls.ZS] = found.data_ptr()
+        ints[calls.STOPS], ints[calls.STOPS_AT] = len(options.tstops), stops.buffer_info()[0]
+        ints[calls.KEEP] = record
         code, number, sample = bridge().solve(remote.number, options.solver, block)
         stats = field.stats
-        stats.nfe += int(block.ints[calls.NFE])
-        stats.accepted += int(block.ints[calls.ACCEPTED])
-        stats.rejected += int(block.ints[calls.REJECTED])
-        stats.jacobians += int(block.ints[calls.JACOBIANS])
-        retcode, t = _retcode(code), float(block.floats[4])
+        stats.nfe += block.ints[calls.NFE]
+        stats.accepted += block.ints[calls.ACCEPTED]
+        stats.rejected += block.ints[calls.REJECTED]
+        stats.jacobians += block.ints[calls.JACOBIANS]
+        retcode, t = _retcode(code), block.floats[4]
         kept = None
         if number:
             kept = KeptSolve(
@@ -214,16 +212,13 @@ class JuliaEngine:
         p = flat(kept.tensors, like)
         of_z0, of_p = zs.new_empty(kept.size), torch.empty_like(p)
         block = _block(back, of_z0, p, kept.each)
-        block.ints[calls.TIMES] = len(seeds)
-        block.ints[[calls.COTANGENTS, calls.GRAD_Z0, calls.GRAD_P]] = (
-            seeds.data_ptr(),
-            of_z0.data_ptr(),
-            of_p.data_ptr(),
-        )
+        ints = block.ints
+        ints[calls.TIMES], ints[calls.COTANGENTS] = len(seeds), seeds.data_ptr()
+        ints[calls.GRAD_Z0], ints[calls.GRAD_P] = of_z0.data_ptr(), of_p.data_ptr()
         solver = None if back.solver == options.solver else back.solver
         bridge().gradient(kept.number, options.sensitivity, solver, block)
-        field.stats.nfe_backward += int(block.ints[calls.NFE])
-        field.stats.vjp += int(block.ints[calls.ACCEPTED])
+        field.stats.nfe_backward += block.ints[calls.NFE]
+        field.stats.vjp += block.ints[calls.ACCEPTED]
         pieces = {
             id(x): piece for x, piece in zip(kept.tensors, split(of_p, kept.tensors), strict=True)
         }
@@ -261,22 +256,18 @@ def _check(problem: ODEProblem, options: SolveOptions, z0: Tensor) -> None:
 def _block(options: SolveOptions, z0: Tensor, p: Tensor, each: int) -> Block:
     """The numbers that forward and backward calls share."""
     block = Block()
-    size = len(z0) // each if each else len(z0)
-    block.ints[[calls.N, calls.P, calls.Z0, calls.PARAMETERS]] = (
-        size,
-        len(p),
-        z0.data_ptr(),
-        p.data_ptr(),
-    )
-    block.ints[calls.FLOAT32] = z0.dtype == torch.float32
-    block.ints[calls.ADAPTIVE] = options.is_adaptive
-    block.ints[calls.MAX_STEPS] = options.max_steps
-    block.ints[calls.SAMPLES] = each
-    block.floats[:2] = options.rtol, options.atol
+    ints, floats, size = block.ints, block.floats, z0.numel()
+    ints[calls.N], ints[calls.Z0] = size // each if each else size, z0.data_ptr()
+    ints[calls.P], ints[calls.PARAMETERS] = p.numel(), p.data_ptr()
+    ints[calls.FLOAT32] = z0.dtype == torch.float32
+    ints[calls.ADAPTIVE] = options.is_adaptive
+    ints[calls.MAX_STEPS] = options.max_steps
+    ints[calls.SAMPLES] = each
+    floats[0], floats[1] = options.rtol, options.atol  # type: ignore[assignment]
     if options.dt is not None:
-        block.floats[2] = options.dt
+        floats[2] = options.dt
     if math.isfinite(options.dt_max):
-        block.floats[3] = options.dt_max
+        floats[3] = options.dt_max
     return block
 
 

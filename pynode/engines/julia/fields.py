@@ -20,7 +20,8 @@ from pynode.engines.julia.julia_field import JuliaField
 from pynode.engines.torch.adjoints.vjp import VJP
 from pynode.errors import InputError
 from pynode.field import FlatField, closed_over_trainables, trainable_tensors
-from pynode.lowering import lower
+from pynode.lowering import LoweredField, lower
+from pynode.lowering.unchanged import Unchanged
 from pynode.solution import Statistics
 from pynode.state import StateLayout
 
@@ -47,7 +48,7 @@ class RemoteField:
 
     def tensors(self, args: Any) -> list[Tensor]:
         """What the flat parameter vector is made of: ``found``, then the numbers in ``args``."""
-        return [*self.found, *_floating(args)]
+        return self.found if args is None else [*self.found, *_floating(args)]
 
 
 def flat(tensors: list[Tensor], like: Tensor) -> Tensor:
@@ -69,6 +70,15 @@ class JuliaFlatField(FlatField):
     remote: RemoteField | None = None
 
 
+@dataclass
+class Last:
+    """The field on Julia's side as it was last asked for, and whether it still is that."""
+
+    asked: tuple
+    unchanged: Unchanged
+    remote: RemoteField
+
+
 class RemoteFields:
     """Fields on Julia's side, each sent there once (what is lowered, ``lower`` keeps)."""
 
@@ -79,6 +89,7 @@ class RemoteFields:
         self._sources = weakref.WeakKeyDictionary()
         self._found: weakref.WeakKeyDictionary[Any, tuple[tuple[int, ...], list[Tensor]]]
         self._found = weakref.WeakKeyDictionary()
+        self._last: weakref.WeakKeyDictionary[Any, Last] = weakref.WeakKeyDictionary()
 
     def get(
         self, field: FlatField, z0: Tensor, t0: float, way: str, stiff: bool, each: bool
@@ -107,6 +118,23 @@ class RemoteFields:
     def _lowered(
         self, field: FlatField, z0: Tensor, t0: float, stiff: bool, each: bool
     ) -> RemoteField:
+        """The lowered field: the last one again if nothing that it depends on has changed."""
+        last = self._last.get(field.fn) if field.args is None else None
+        layout = field.layout
+        spec = None if layout.plain else layout.spec
+        asked = (layout.shapes, layout.dtypes, layout.rows, spec, stiff, each)
+        if last is not None and last.asked == asked and last.unchanged.holds():
+            return last.remote
+        remote, lowered = self._lowered_by_value(field, z0, t0, stiff, each)
+        if field.args is None:
+            with contextlib.suppress(TypeError):  # without weak references nothing is kept
+                unchanged = Unchanged(field.fn, remote.found, lowered.constants)
+                self._last[field.fn] = Last(asked, unchanged, remote)
+        return remote
+
+    def _lowered_by_value(
+        self, field: FlatField, z0: Tensor, t0: float, stiff: bool, each: bool
+    ) -> tuple[RemoteField, LoweredField]:
         own, like = field, z0.detach()
         if each:
             like = like.reshape(field.layout.rows or 1, -1)
@@ -122,7 +150,7 @@ class RemoteFields:
                 check_samples(field, own, z0, t0)
             number = bridge().open_program(json.dumps(lowered.to_json()))
             self._programs[last] = RemoteField(number, found, each)
-        return self._programs[last]
+        return self._programs[last], lowered
 
     def _trainable(self, field: FlatField, z0: Tensor, t0: float) -> list[Tensor]:
         """What the field depends on beside args; found anew if it holds other tensors now.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from array import array
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,9 +21,11 @@ class Moments:
 
     def __init__(self, times: Times, layout: StateLayout) -> None:
         rows = times.values if times.per_sample else [times.values]
-        found = {t for row in rows for t in row if not math.isnan(t)} | {times.start}
+        found = {times.start}.union(*rows)
+        if times.per_sample:
+            found = {t for t in found if not math.isnan(t)}
         ordered = sorted(found, reverse=times.direction < 0)
-        self.values = np.array(ordered, dtype=np.float64)
+        self.values = array("d", ordered)
         self._layout = layout
         self._per_sample = times.per_sample
         self._index: Tensor | None = None

@@ -213,15 +213,13 @@ def test() -> int:
     found = status()
     if not found.ready:
         raise JuliaError(found.problem)
-    script = 'import Pkg; Pkg.test("PyNode")'
-    command = [
-        str(found.executable),
-        f"--project={found.project}",
-        "--startup-file=no",
-        "-e",
-        script,
-    ]
-    return subprocess.run(command).returncode
+    julia = [str(found.executable), f"--project={found.project}", "--startup-file=no"]
+    # Pkg's own --check-bounds=yes would have every package compiled a second time.
+    script = 'import Pkg; Pkg.test("PyNode"; julia_args=["--check-bounds=auto"])'
+    code = subprocess.run([*julia, "-e", script]).returncode
+    if code == 0 and "DiffEqGPU" in _packages_in(Path(str(found.project))):
+        code = subprocess.run([*julia, str(package_path() / "test" / "kernels.jl")]).returncode
+    return code
 
 
 def start() -> Any:
@@ -250,6 +248,31 @@ def start() -> Any:
             _failure = error
             raise
         return _package
+
+
+def load(*packages: str) -> None:
+    """Load Julia packages that extend PyNode (starts Julia if need be).
+
+    Raises:
+        JuliaError: one is not there, or does not load.
+    """
+    start()
+    main = importlib.import_module("juliacall").Main
+    for name in packages:
+        with _lock:
+            if name in _loaded:
+                continue
+            try:
+                main.seval(f"import {name}")
+            except Exception as error:
+                raise JuliaError(
+                    f"the Julia package {name} does not load ({str(error).splitlines()[0]}): "
+                    f"run `pynode julia install --with {name}`, or add it to your own project"
+                ) from error
+            _loaded.add(name)
+
+
+_loaded: set[str] = set()
 
 
 def _load() -> Any:

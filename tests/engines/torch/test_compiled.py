@@ -170,6 +170,22 @@ def test_structures_and_args():
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+def test_large_products_on_two_threads():
+    torch.manual_seed(0)
+    w = torch.randn(160, 160, dtype=torch.float64) / 160**0.5
+    field = lambda t, z: torch.tanh(z @ w) @ w.T  # noqa: E731
+    z0 = torch.randn(96, 160, dtype=torch.float64)
+    eager, compiled = both(t=[0.0, 0.3], field=field, z0=z0, rtol=1e-8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        threaded = solve(field, z0, [0.0, 0.3], rtol=1e-8, dense=False, compile=True)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(compiled.zs, eager.zs, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(threaded.zs, eager.zs, rtol=1e-12, atol=1e-12)
+
+
 # Counts ------------------------------------------------------------------------------------------
 
 
@@ -223,6 +239,40 @@ def test_new_values_compile_nothing():
         NeuralODE(node.field, compile=True, **options)(state() + 1, [1.0, 3.0, 4.0])
     NeuralODE(Swirl(seed=1), compile=True)(state(), TIMES)  # another net of the same shape
     assert build.counts.compiled == before
+
+
+class Switched(nn.Module):
+    """A field whose code depends on more than its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate, self.rates, self.table = 1.0, [1.0, 2.0], torch.tensor([1, 2])
+        self.inner = nn.Sequential(nn.Dropout(0.5))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return -self.rate * self.rates[1] * self.table[1] * self.inner(z)
+
+
+def test_what_a_field_holds_is_seen_when_it_changes():
+    field = Switched().eval()
+    node, z0 = NeuralODE(field, compile=True), torch.ones(2, dtype=torch.float64)
+
+    def solved() -> float:
+        return float(node(z0, [0.0, 1.0])[-1, 0].log())
+
+    assert solved() == pytest.approx(-4.0)
+    field.rate = 0.5
+    assert solved() == pytest.approx(-2.0)
+    field.rates[1] = 1.0
+    assert solved() == pytest.approx(-1.0)
+    field.table.add_(1)
+    assert solved() == pytest.approx(-1.5)
+    field.inner[0] = nn.Identity()
+    assert solved() == pytest.approx(-1.5)
+    field.inner.train()
+    field.inner[0] = nn.Dropout(0.5)
+    with pytest.raises(LoweringError, match="random"):
+        solved()
 
 
 def test_one_compilation_for_a_new_shape(tmp_path, monkeypatch):

@@ -92,11 +92,8 @@ def check(fields: dict, dtype: torch.dtype) -> None:
 
 
 def test_some_fields():
-    fields = lowered_zoo(
-        ["time_concatenated", "graph_diffusion", "attention", "products_of_entries"],
-        3,
-        torch.float64,
-    )
+    names = ["time_concatenated", "graph_diffusion", "attention", "products_of_entries"]
+    fields = lowered_zoo(names, 3, torch.float64)
     assert len(fields) == 4
     check(fields, torch.float64)
 

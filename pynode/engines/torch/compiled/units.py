@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pynode import catalogue
 from pynode.engines.torch.compiled.build import load
 from pynode.engines.torch.compiled.call import PADDING
 from pynode.engines.torch.compiled.source import KINDS, source
+from pynode.engines.torch.compiled.stamp import stamp
 from pynode.engines.torch.methods import TABLEAUS
 from pynode.errors import LoweringError
 from pynode.field import FlatField, closed_over, trainable_tensors
@@ -52,6 +53,10 @@ class Unit:
         parts = [x.detach().reshape(-1) for x in self.lowered.tensors]
         return torch.cat([*parts, like.new_zeros(PADDING)])
 
+    def is_current(self) -> bool:
+        """Whether no tensor whose values are in the programs has changed."""
+        return all(cache.same(tensor, copy) for tensor, copy in self.lowered.constants)
+
     def split(self, flat: Tensor) -> dict[int, Tensor]:
         """A vector (P,) in the parameters' shapes, by the identity of the parameters."""
         pieces = self.lowered.split(flat)
@@ -69,23 +74,44 @@ class CompiledField(FlatField):
         return twin
 
 
+MOST = 64
+"""Units kept for one field; the code is kept in any case."""
+
 _FOUND: weakref.WeakKeyDictionary[Any, tuple[Any, list[Tensor]]]
 _FOUND = weakref.WeakKeyDictionary()
+_UNITS: weakref.WeakKeyDictionary[Any, dict[Any, Unit]] = weakref.WeakKeyDictionary()
 _FUNCTIONS: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 def unit_of(field: CompiledField, z0: Tensor, t0: float) -> Unit:
     """The field's programs, without code yet."""
     if field.unit is None:
-        found, others = _tensors(field, z0, t0)
-        leaves = pytree.tree_leaves(field.args)
-        found_in_args = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
-        trainable = [*found, *found_in_args]
-        held = [*trainable, *others]
-        lowered = _lower(field, z0, t0, KINDS["forward"], held)
-        kept = _FUNCTIONS.setdefault(lowered.programs["f"], {})
-        field.unit = Unit(found, held, sum(x.numel() for x in trainable), lowered, kept)
+        fn, key = field.fn, None
+        if isinstance(fn, nn.Module) and field.args is None:
+            layout = field.layout
+            key = (stamp(fn), tuple(layout.shapes), tuple(layout.dtypes), str(layout.spec))
+            known = _UNITS.get(fn, {}).get(key)
+            if known is not None and known.is_current():
+                field.unit = known
+                return known
+        field.unit = _new_unit(field, z0, t0)
+        if key is not None:
+            shelf = _UNITS.setdefault(fn, {})
+            if len(shelf) >= MOST:  # parameters that are other tensors each time, say
+                shelf.clear()
+            shelf[key] = field.unit
     return field.unit
+
+
+def _new_unit(field: CompiledField, z0: Tensor, t0: float) -> Unit:
+    found, others = _tensors(field, z0, t0)
+    leaves = pytree.tree_leaves(field.args)
+    found_in_args = [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
+    trainable = [*found, *found_in_args]
+    held = [*trainable, *others]
+    lowered = _lower(field, z0, t0, KINDS["forward"], held)
+    kept = _FUNCTIONS.setdefault(lowered.programs["f"], {})
+    return Unit(found, held, sum(x.numel() for x in trainable), lowered, kept)
 
 
 def function_of(
