@@ -77,7 +77,8 @@ _WHO_SEES_WHAT = (
     "of the window from what was observed before it, the last value from what was observed up to "
     "it; RNN-VAE, latent ODEs and linear interpolation have seen the whole window. In "
     "extrapolation all have seen the same, and linear goes on along its last piece. The mean is "
-    "that of all values to train on."
+    "that of all values to train on. Where no coordinate is missing, as here, RNN-Impute has "
+    "nothing to impute and is the RNN told Δt."
 )
 _PRINTED_NOTE = (
     "MSE × 10⁻², here / in table 3 of Rubanova et al. (2019). There the models were trained with "
