@@ -54,6 +54,8 @@ class PynodeTorch(Contender):
         solver = self.stiff_solver if case.stiff else "dp5"
         given: dict[str, Any] = {"solver": solver, "rtol": case.rtol, "atol": case.atol}
         given["max_steps"] = 100_000
+        if not case.stiff and self.options.get("engine", "torch") == "torch":
+            given["controller"] = "i"  # as torchdiffeq's and diffrax's are
         if kind is not None:
             given["sensitivity"] = kind
         node = NeuralODE(p.field, **given, **self.options)

@@ -31,7 +31,8 @@ function gradient(
     haskey(SENSITIVITIES, sensitivity) || throw(
         ArgumentError("sensitivity $(repr(sensitivity)) is not one of $(join(sensitivities(), ", "))"))
     fwd.sol.dense || throw(ArgumentError("the solve kept no dense output: solve with keep = true"))
-    alg = solver === nothing ? fwd.sol.alg : solver_info(solver).make()
+    alg = solver === nothing ? adjoint_algorithm(fwd.sol.alg) : solver_info(solver).make()
+    alg isa FBDF && throw(ArgumentError("the adjoint jumps at the output times, which fbdf, a multistep method, does not follow: take rodas5p"))
     !adaptive && dt === nothing && throw(ArgumentError("fixed steps of the adjoint need dt"))
     du0, dp = adjoint_sensitivities(
         fwd.sol, alg; t = fwd.ts[2:end], dgdu_discrete = Seed(cotangents),
@@ -43,6 +44,13 @@ function gradient(
     of_times = times ? time_gradient(fwd, cotangents, after) : Float64[]
     return (; u0 = after .+ view(cotangents, :, 1), p = dp === nothing ? T[] : vec(dp), t = of_times)
 end
+
+"""
+The method of the adjoint where none is asked for: that of the solve, but a one-step method for FBDF, which
+does not restart after the adjoint's jumps.
+"""
+adjoint_algorithm(alg) = alg
+adjoint_algorithm(::FBDF) = solver_info("rodas5p").make()
 
 """
 The cotangent of each output but the first, which is u0 itself: its own is added to the result.

@@ -12,6 +12,12 @@ program's first output. Throws an `ArgumentError` for a program of more than
 $(MOST_STATEMENTS) operations.
 """
 function written_out(program::Program{T}, make) where {T}
+    m = expressions(program)
+    return :((u, p, t) -> @inbounds $(Expr(:block, :(t = convert($T, t)), m.statements..., Expr(:call, make, m.slots[7]...))))
+end
+
+"""What the slots hold after the program has run on expressions, and the statements that it took."""
+function expressions(program::Program)
     m = Expressions(program)
     code, i = program.code, 1
     while i <= length(code)
@@ -19,7 +25,7 @@ function written_out(program::Program{T}, make) where {T}
         write_out!(m, Val(number), code[i + 1], view(code, (i + 2):(i + 1 + WIDTHS[number])), program.indices)
         i += 2 + WIDTHS[number]
     end
-    return :((u, p, t) -> @inbounds $(Expr(:block, :(t = convert($T, t)), m.statements..., Expr(:call, make, m.slots[7]...))))
+    return m
 end
 
 """The nine slots, holding numbers, names and expressions, and the statements so far."""

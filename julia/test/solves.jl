@@ -87,6 +87,7 @@ end
     good = forward(field, U0, P, TS)
     @test_throws ArgumentError gradient(good, good.zs[:, 1:2])
     @test_throws ArgumentError gradient(good, good.zs; sensitivity = "nonsense")
+    @test_throws ArgumentError gradient(good, good.zs; solver = "fbdf")
     blow = forward(JuliaField((du, u, p, t) -> (du .= u .^ 2; nothing)), [1.0], [0.0], [0.0, 2.0])
     @test blow.retcode != "success"
 end

@@ -87,9 +87,11 @@ def _losses(axes: Axes, variants: dict[str, list[Row]], out: Path) -> None:
     for variant, mine in variants.items():
         for i, row in enumerate(mine):
             curves = _curves(out, row)
-            axes.semilogy(curves["spent"], curves["losses"], color=_PAINT[variant], lw=1.1,
+            best = np.minimum.accumulate(curves["losses"])
+            axes.semilogy(curves["spent"], best, color=_PAINT[variant], lw=1.1,
                           alpha=1.0 if i == 0 else 0.45)  # fmt: skip
-    axes.set_title("loss, in its own units", loc="left", fontweight="bold")
+    axes.set_ylim(top=min(1e4, axes.get_ylim()[1]))  # some begin far above
+    axes.set_title("best loss so far, in its own units", loc="left", fontweight="bold")
     axes.set_xlabel("evaluations of the field spent")
 
 

@@ -39,13 +39,14 @@ def draw(rows: Sequence[Row], out: Path) -> Figure:
 
 
 def _examples(panels: Sequence[Axes]) -> None:
-    for axes, cv in zip(panels, (0.0, 0.5, 1.0, 2.0), strict=True):
-        one = turning(1, 25, cv, seed=4)
+    shown = (("autonomous", 0.0), ("autonomous", 1.0), ("autonomous", 2.0), ("driven", 1.0))
+    for axes, (world, cv) in zip(panels, shown, strict=True):
+        one = turning(1, 25, cv, seed=4, world=world)
         t, x = one.observed.times[0], one.observed.values[0]
         axes.vlines(t, -1.9, -1.65, color=plots.GREY, lw=1)
         for c, colour in enumerate((plots.BLUE, plots.RED)):
             axes.plot(t, x[:, c], "o", color=colour, ms=3.5, mew=0)
-        axes.set_title(f"unevenness {cv:g}", loc="left")
+        axes.set_title(f"{world}, unevenness {cv:g}", loc="left")
         axes.set_xlim(0, 11)
         axes.set_ylim(-1.95, 1.75)
         axes.set_xlabel("t")

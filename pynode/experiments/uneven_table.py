@@ -142,11 +142,28 @@ def time_or_gap(rows: Sequence[Row]) -> str:
     return (
         "**Is feeding the absolute time t the same as feeding Δt?** "
         f"{_answer(verdicts)} One can be computed from the other, t as the sum of gaps and Δt as a "
-        "difference of two times, but a network has to learn to: the gap is what the step to the "
-        "next value depends on in a world without a clock, the date in one that follows a season. "
+        "difference of two times, but a network has to learn to, and the gap is what the step to "
+        f"the next value depends on in a world without a clock.{_as_a_season(rows)} "
         "RMSE told t minus RMSE told Δt, paired by seed, with 95 % intervals:\n\n"
         + "\n".join(lines)
     )
+
+
+def _as_a_season(rows: Sequence[Row]) -> str:
+    """Whether the date helps in the driven world, bare and embedded."""
+    driven = worlds(rows).get("driven", [])
+    told = {m: difference(driven, m, "rnn_dt") for m in ("rnn_t", "rnn_time2vec")}
+    bare, embedded = told.values()
+    if bare is None or embedded is None:
+        return ""
+    words = {-1: "better than", 0: "not to be told from", 1: "worse than"}
+    text = (
+        " In the driven world, where the date decides, t as a bare number is "
+        f"{words[verdict(bare)]} Δt, and the learned embedding of t {words[verdict(embedded)]} Δt"
+    )
+    if verdict(bare) >= 0 and verdict(embedded) < 0:
+        return f"{text}: the date helps when it comes as phases of a season."
+    return f"{text}."
 
 
 def _answer(verdicts: dict[str, int]) -> str:

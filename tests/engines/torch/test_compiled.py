@@ -170,6 +170,22 @@ def test_structures_and_args():
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+def test_large_products_on_two_threads():
+    torch.manual_seed(0)
+    w = torch.randn(160, 160, dtype=torch.float64) / 160**0.5
+    field = lambda t, z: torch.tanh(z @ w) @ w.T  # noqa: E731
+    z0 = torch.randn(96, 160, dtype=torch.float64)
+    eager, compiled = both(t=[0.0, 0.3], field=field, z0=z0, rtol=1e-8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        threaded = solve(field, z0, [0.0, 0.3], rtol=1e-8, dense=False, compile=True)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(compiled.zs, eager.zs, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(threaded.zs, eager.zs, rtol=1e-12, atol=1e-12)
+
+
 # Counts ------------------------------------------------------------------------------------------
 
 

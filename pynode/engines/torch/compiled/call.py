@@ -34,7 +34,7 @@ class Call(ctypes.Structure):
         ("first_block", c_int64), ("steps", c_int64), ("step_times", c_void_p),
         ("step_data", c_void_p), ("cotangents", c_void_p), ("final_state", c_void_p),
         ("state_gradient", c_void_p), ("gradient", c_void_p), ("active", c_int64),
-        ("ask", ASK), ("gemm", c_void_p), ("end", c_void_p), ("t", c_double),
+        ("ask", ASK), ("gemm", c_void_p), ("threads", c_int64), ("end", c_void_p), ("t", c_double),
         ("next_dt", c_double), ("status", c_int64), ("entry", c_int64), ("accepted", c_int64),
         ("rejected", c_int64), ("nfe", c_int64), ("vjp", c_int64), ("reached", c_int64),
     )  # fmt: skip
@@ -54,7 +54,7 @@ def run(function: Any, call: Call, single: bool, log: Any) -> None:
     asked = _answers(log, raised)
     next(asked)
     call.ask = ASK(asked.send)
-    call.gemm = gemm(single)
+    call.gemm, call.threads = gemm(single), torch.get_num_threads()
     function(ctypes.byref(call))
     if raised:
         raise raised[0]

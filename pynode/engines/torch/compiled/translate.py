@@ -16,8 +16,9 @@ SLOT_NAMES = {
     OUT: "out0", OUT + 1: "out1", OUT + 2: "out2",
 }  # fmt: skip
 
-LARGE = 1 << 16
-"""Multiply-adds from which on a product of three dimensions of 16 or more goes to the BLAS."""
+LARGE = 1 << 21
+"""Multiply-adds from which on a product may go to the BLAS: for its threads, since on one thread
+vector loops of known sizes are faster, or where no such loop suits."""
 
 VECTOR_BYTES = 64
 """Of the widest vectors: products are arranged to suit them, the compiler uses what there is."""
@@ -187,16 +188,17 @@ class Translator:
 
     def _mm(self, program: Program, i: int, v: dict[str, Any], touched: Touched) -> list[str]:
         product = _Product(v["m"], v["n"], v["k"], touched.write, *touched.reads)
-        text = self._vectors(product) or product.plain()
-        if product.cost < LARGE or min(product.m, product.n, product.k) < 16:
-            return [f"  {text}"]
+        text = self._vectors(product)
+        if product.cost < (LARGE if text else LARGE >> 5) or min(product.m, product.n) < 16:
+            return [f"  {text or product.plain()}"]
         call = (
             f"large_product<T>(m.gemm, {product.sizes}, "
             f"{_pointer(product.a)}, {_flag(v['ta'])}, {v['lda']}, "
             f"{_pointer(product.b)}, {_flag(v['tb'])}, {v['ldb']}, "
             f"{_pointer(product.out)}, {v['ldc']}, {product.addend});"
         )
-        return [f"  if (m.gemm) {call}", f"  else {text}"]
+        when = "m.gemm && m.threads > 1" if text else "m.gemm"
+        return [f"  if ({when}) {call}", f"  else {text or product.plain()}"]
 
     def _bmm(self, program: Program, i: int, v: dict[str, Any], touched: Touched) -> list[str]:
         def of(r: int) -> _Product:

@@ -36,9 +36,11 @@ struct Call {
   const void* final_state;
   void *state_gradient, *gradient;
   std::int64_t active;
-  // From Python: whether to stop, and more memory for steps. A BLAS, where there is one.
+  // From Python: whether to stop, and more memory for steps. A BLAS, where there is one, and the
+  // threads that it has.
   int (*ask)(int question);
   const void* gemm;
+  std::int64_t threads;
   // What came out. `end` is the last state.
   void* end;
   double t, next_dt;

@@ -11,11 +11,12 @@ template <class T, class Programs>
 struct Workspace {
   const T* p;
   Gemm<T> gemm;
+  std::int64_t threads;
   Memory<T> work, packed;
 
   explicit Workspace(const Call& call)
       : p(static_cast<const T*>(call.params)), gemm(reinterpret_cast<Gemm<T>>(const_cast<void*>(call.gemm))),
-        work(Programs::work), packed(Programs::packed) {
+        threads(call.threads), work(Programs::work), packed(Programs::packed) {
     Programs::pack_parameters(p, packed);
   }
 };
