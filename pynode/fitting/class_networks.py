@@ -153,6 +153,10 @@ class SeriesClassifier(SeriesModel):
         total = entropy + ELBO_WEIGHT * terms.total
         return LossTerms(total, {"cross_entropy": entropy.item(), **terms.parts})
 
+    def weight(self, observed: IrregularSeries) -> int:
+        """See :meth:`SeriesModel.weight`: the entropy is a mean over series."""
+        return len(observed)
+
     def probabilities(self, observed: IrregularSeries) -> Tensor:
         """(B, classes)."""
         self._begin(observed)

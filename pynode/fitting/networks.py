@@ -11,8 +11,9 @@ from torch import Tensor
 from pynode.data.series import IrregularSeries
 from pynode.models import MODELS, build
 from pynode.models.base import LossTerms, Prediction, SeriesModel
-from pynode.models.latent_ode import LatentODE
 from pynode.models.rnn import RNN
+from pynode.models.rnn_vae import RNNVAE
+from pynode.models.variational import VariationalModel
 
 # What can be fitted: all series models, and one more rule that needs no training, which holds the
 # last value of what trend and season leave.
@@ -26,10 +27,10 @@ RULES = (*PLAIN_RULES, SEASONAL)
 class WindowModel(SeriesModel):
     """Any series model, on packed windows: see :func:`pynode.fitting.windows.pack`.
 
-    Static covariates are coordinates that never change, seen at every observation. A latent ODE
-    reads only the rows that are marked as known, and is trained on all others too, those in the
-    future included (Rubanova et al. 2019, section 4.2: encode what is known, decode the rest).
-    Its latent state begins with the first row of a window, wherever that is. The recurrent models
+    Static covariates are coordinates that never change, seen at every observation. Variational
+    models read only the rows that are marked as known, and are trained on all others too, those in
+    the future included (Rubanova et al. 2019, section 4.2: encode what is known, decode the rest).
+    Their latent state begins with the first row of a window, wherever that is. Recurrent models
     predict every row from those before it.
 
     Args:
@@ -54,12 +55,12 @@ class WindowModel(SeriesModel):
     @property
     def random(self) -> bool:
         """Whether predictions of the network can be drawn."""
-        return isinstance(self.network, LatentODE)
+        return isinstance(self.network, VariationalModel)
 
     @property
     def steps(self) -> bool:
         """Whether the network goes on from point to point, reading what it has predicted."""
-        return isinstance(self.network, RNN)
+        return isinstance(self.network, RNN | RNNVAE)
 
     @property
     def nfe(self) -> tuple[int, int]:
@@ -88,7 +89,7 @@ class WindowModel(SeriesModel):
         """See :meth:`SeriesModel.loss`."""
         self._begin(observed)
         everything = _coordinates(observed, slice(0, -1))
-        if isinstance(self.network, LatentODE):
+        if isinstance(self.network, VariationalModel):
             scored = everything.mask.clone()
             scored[..., self.values :] = False
             start = everything.times[:, :1]
@@ -99,6 +100,11 @@ class WindowModel(SeriesModel):
                 read=_from(self._read(observed), start),
             )
         return self.network.loss(everything, kl_weight=kl_weight, generator=generator)
+
+    def weight(self, observed: IrregularSeries) -> int:
+        """See :meth:`SeriesModel.weight`: the values that the network's loss is a mean over."""
+        last = self.values if self.random else -1
+        return int(observed.mask[..., :last].sum())
 
     def _read(self, windows: IrregularSeries) -> IrregularSeries:
         flag = windows.values[..., -1:] > 0.5

@@ -233,13 +233,13 @@ class _Run:
         for number, chosen in enumerate(order.split(self.config.batch_size), start=1):
             batch = self.train[chosen]
             terms, norm = self._step(batch, index, number)
-            _add(sums, "train", terms, batch.n_observed)
+            _add(sums, "train", terms, self.model.weight(batch))
             forward, backward = self.model.nfe
             counts["grad_norm"] += norm
             counts["nfe_forward"] += forward
             counts["nfe_backward"] += backward
             bar.step(index + 1, terms.total.item(), forward, backward)
-        means = {name: value / self.train.n_observed for name, value in sums.items()}
+        means = {name: value / self.model.weight(self.train) for name, value in sums.items()}
         return means | {name: value / self.n_batches for name, value in counts.items()}
 
     def _step(self, batch: IrregularSeries, index: int, number: int) -> tuple[LossTerms, float]:
@@ -253,7 +253,7 @@ class _Run:
             # A share without any series takes part in the exchange all the same, with weight 0.
             part = batch if stop - first == len(batch) else batch[first : max(stop, first + 1)]
             part = part if len(part) else batch[:1]
-            weight = part.n_observed / batch.n_observed if stop > first else 0.0
+            weight = model.weight(part) / model.weight(batch) if stop > first else 0.0
             where = part_of_batch(min(first, len(batch) - 1), len(batch))
             with where, self.replicas.exchange(last=i == len(parts) - 1):
                 terms = self._backward(part, weight, index, number)
@@ -308,8 +308,8 @@ class _Run:
             except PynodeError as error:
                 raise _failed(error, index + 1, 0) from error
             check_loss(terms, self.model, self.config, index + 1, 0)
-            _add(sums, "valid", terms, batch.n_observed)
-        return {name: value / self.valid.n_observed for name, value in sums.items()}
+            _add(sums, "valid", terms, self.model.weight(batch))
+        return {name: value / self.model.weight(self.valid) for name, value in sums.items()}
 
 
 def _failed(error: PynodeError, epoch: int, batch: int) -> TrainingError:

@@ -169,6 +169,29 @@ def test_learning_beats_the_rules():
     assert 0.6 < learned.scores.by_value["x"]["coverage_80"] < 0.95
 
 
+def test_training_options_reach_the_loop(many, tmp_path):
+    options = QUICK | {"windows": 40, "batch_size": 8, "model": "rnn"}
+    plain = pynode.fit(many, **MANY, horizon=1.5, **options)
+    parts = pynode.fit(many, **MANY, horizon=1.5, **options, accumulate=2)
+    mixed = pynode.fit(many, **MANY, horizon=1.5, **options, precision="bfloat16")
+    losses = [m.history[0]["train_loss"] for m in (plain, parts, mixed)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] != losses[0] and losses[2] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_an_interrupted_fit_goes_on(many, tmp_path):
+    options = MANY | QUICK | {"model": "rnn", "horizon": 1.5}
+    whole = pynode.fit(many, **options | {"epochs": 4})
+    # The schedules depend on how many epochs there are to be, so time is what ends the first part.
+    first = pynode.fit(many, **options | {"epochs": 4, "minutes": 1e-9}, out=tmp_path)
+    assert len(first.history) == 1
+    again = pynode.fit(many, **options | {"epochs": 4}, out=tmp_path, resume=True)
+    assert len(again.history) == 4
+    pd.testing.assert_frame_equal(again.forecast(many), whole.forecast(many))
+    with pytest.raises(InputError, match="pass resume=True"):
+        pynode.fit(many, **options, out=tmp_path)
+
+
 WRONG = [
     ({"model": "lstm"}, "model='lstm' is not one of"),
     ({"horizon": "3d"}, "plain numbers"),
