@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 DEMO   ?= results/spiral-demo
 BENCH  ?= full
+EXPERIMENTS ?= memory adaptive classify flow series gradients stiff augment physics uneven
 
-.PHONY: demo test test-all test-julia bench lint clean
+.PHONY: demo test test-all test-julia bench experiments docs lint clean
 
 demo: $(VENV)/.core
 	$(BIN)/pynode experiment spiral --scale demo --out $(DEMO) --resume
@@ -31,6 +32,17 @@ bench: .venv-bench/.ready
 	  --constraint constraints.txt --constraint benchmarks/constraints.txt --editable '.[bench]'
 	@touch $@
 
+# All experiments but the spiral (make demo) at demo scale, into docs/; tables that pages show are renewed from them.
+experiments: $(VENV)/.experiments
+	for name in $(EXPERIMENTS); do \
+	  $(BIN)/pynode experiment $$name --scale demo --out docs/$$name || exit 1; \
+	done
+	$(BIN)/python docs/refresh.py
+
+# The site, in site/: open site/index.html.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --quiet
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,7 +50,7 @@ lint: $(VENV)/.dev
 	$(BIN)/python tests/julia/check_syntax.py
 
 clean:
-	rm -rf $(VENV) .venv-bench .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-bench site .mypy_cache .ruff_cache .pytest_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -51,6 +63,14 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.test: $(VENV)/.core
 	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.experiments: $(VENV)/.core
+	$(PIP) --editable '.[experiments]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core

@@ -91,6 +91,10 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
 
 
 def _engine(options: SolveOptions) -> Any:
+    if options.compile:  # imported when asked for: it traces fields, which needs much of torch
+        from pynode.engines.torch.compiled.engine import CompiledEngine
+
+        return CompiledEngine()
     if options.step_control == "per_sample" and options.engine == "torch":
         return PerSampleEngine()
     return engine_named(options.engine)
@@ -124,7 +128,8 @@ def _integrate(
     watch: AnyWatch | None,
 ) -> Part:
     z0 = problem.layout.flatten(problem.z0)
-    if options.sensitivity == "discrete" and options.checkpoints is None:
+    on_tape = options.checkpoints is None and not options.compile
+    if options.sensitivity == "discrete" and on_tape:
         return _taped(engine, problem, options, field, z0, watch)
     if transforms_active():
         raise GradientError(
@@ -371,7 +376,7 @@ class _Once(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> None:
         raise GradientError(
             f"sensitivity={ctx.name!r} gives first derivatives only: for double backward use "
-            "sensitivity='discrete' without checkpoints"
+            "sensitivity='discrete' without checkpoints, with compile=False"
         )
 
 

@@ -11,6 +11,8 @@ from pynode.engines.julia import runtime
 from pynode.engines.julia.runtime import OPTIONAL
 from pynode.errors import PynodeError
 from pynode.experiments import EXPERIMENTS
+from pynode.fitting import arguments as fitting
+from pynode.train.distributed import process_group
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 USER_ERROR = 2
@@ -28,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # argparse has printed help or the mistake
         return end.code if isinstance(end.code, int) else 0
     try:
-        return arguments.run(arguments)
+        with process_group():
+            return arguments.run(arguments)
     except PynodeError as error:
         print(f"pynode: error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -48,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
         sub = names.add_parser(name, help=entry.summary, description=f"{entry.summary}.")
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
+
+    fit = commands.add_parser(
+        "fit", help="fit a model to an irregular table", description=fitting.__doc__
+    )
+    fitting.add_arguments(fit)
+    fit.set_defaults(run=fitting.run)
 
     julia = commands.add_parser("julia", help="the Julia engine: is it there, install it, test it")
     julia.set_defaults(run=_julia_status)

@@ -36,6 +36,10 @@ class JuliaError(PynodeError, RuntimeError):
     """Julia is missing, too old, failed to start, or raised an error of its own (quoted)."""
 
 
+class CompileError(PynodeError, RuntimeError):
+    """compile=True, but there is no compiler, or it refused the code."""
+
+
 class LoweringError(PynodeError, RuntimeError):
     """The field cannot be turned into a program."""
 

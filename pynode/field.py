@@ -132,8 +132,10 @@ class FlatField:
             state = z.reshape(shape)
             if self.form == "z":
                 value = self.fn(state)
-            elif t.__class__ is float and self.form == "tz":
-                value = self.fn(torch.full((), t, dtype=self._dtype, device=z.device), state)
+            elif self.form == "tz":
+                if not isinstance(t, Tensor):
+                    t = torch.full((), t, dtype=self._dtype, device=z.device)
+                value = self.fn(t, state)
             else:
                 value = self._call(t, z, state)
             if value.__class__ is Tensor and value.shape == shape and value.dtype == self._dtype:

@@ -39,6 +39,7 @@ class StepCallbacks:
 
 
 PER_SAMPLE_SENSITIVITIES = ("gauss", "discrete")
+COMPILED_SENSITIVITIES = ("discrete", "gauss", "interpolating", "backsolve")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ class SolveOptions:
         callbacks: functions to call at each step of the forward solve.
         throw: raise SolveError when a solve fails; otherwise return what there is.
         dense: keep dense output, for ``sol(s)``.
+        compile: for the torch engine: make machine code of the field and the whole solve, forward
+            and backward, for explicit solvers on the CPU (docs/compile.md). The first solve of a
+            field, shape and dtype waits seconds for a C++ compiler.
         jac: for stiff solvers, ∂f/∂z as a function of (t, z) or (t, z, args) that returns (D, D)
             or (B, D, D); default: by automatic differentiation, samples taken to be independent.
     """
@@ -136,6 +140,7 @@ class SolveOptions:
     dense: bool = False
     jac: Callable[..., Tensor] | None = None
     lowering: str = "program"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -160,6 +165,8 @@ class SolveOptions:
         self._check_steps()
         self._check_engine()
         self._check_step_control()
+        if self.compile:
+            self._check_compile()
 
     def _check_numbers(self) -> None:
         for name in ("rtol", "atol", "adjoint_rtol", "adjoint_atol"):
@@ -333,6 +340,35 @@ class SolveOptions:
             raise InputError(
                 "checkpoints= is not there for step_control='per_sample': leave it out ('gauss' "
                 "keeps the stages of the accepted steps), or use step_control='joint'"
+            )
+
+    def _check_compile(self) -> None:
+        if self.engine != "torch":
+            raise InputError(
+                f"compile=True has no meaning for engine={self.engine!r}: leave it out"
+            )
+        for name in (self.solver, self.adjoint_solver or self.solver):
+            info = catalogue.solver(name)
+            if info.stiff or info.separable:
+                raise InputError(
+                    f"compile=True is for explicit Runge-Kutta methods (tsit5, dp5, vern7, ...), "
+                    f"not {name}: use compile=False"
+                )
+        if self.sensitivity not in COMPILED_SENSITIVITIES:
+            raise InputError(
+                f"compile=True has no sensitivity={self.sensitivity!r}; it has "
+                f"{', '.join(COMPILED_SENSITIVITIES)}"
+            )
+        plain = {"step_control": "joint", "checkpoints": None, "callbacks": None,
+                 "through_steps": False}  # fmt: skip
+        given = [name for name, value in plain.items() if getattr(self, name) != value]
+        if callable(self.norm):
+            given.append("norm")
+        if given:
+            value = getattr(self, given[0])
+            raise InputError(
+                f"compile=True has no {given[0]}={value if isinstance(value, str) else '...'}: "
+                "leave it out, or use compile=False"
             )
 
     @property

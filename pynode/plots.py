@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,18 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+
+
+@contextlib.contextmanager
+def canvas(width: float, height: float) -> Iterator[Figure]:
+    """A new figure of that size in inches; what is drawn inside the block has pynode's style."""
+    with _style():
+        yield _new_figure((width, height))
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, told apart by the colour-blind too; they repeat after seven."""
+    return {name: _CYCLE[i % len(_CYCLE)] for i, name in enumerate(names)}
 
 
 def forecast_figure(

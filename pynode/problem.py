@@ -123,7 +123,9 @@ class ODEProblem:
         """
         found = tuple(self._tolerance(name, getattr(options, name)) for name in ("rtol", "atol"))
         eps = torch.finfo(self.layout.dtype).eps
-        if options.is_adaptive and float(torch.as_tensor(found[0]).max()) < eps:
+        rtol = found[0]
+        largest = float(rtol.max()) if isinstance(rtol, Tensor) else rtol
+        if options.is_adaptive and largest < eps:
             tight = not isinstance(found[1], Tensor) and found[1] < eps
             if tight:
                 warnings.warn(

@@ -86,6 +86,8 @@ class Times:
 
     def _check_order(self, rows: list[list[float]]) -> None:
         for b, row in enumerate(rows):
+            if row == sorted(row, reverse=self.direction < 0):
+                continue
             for i in range(len(row) - 1):
                 if (row[i + 1] - row[i]) * self.direction < 0:
                     where = f"sample {b}, " if self.per_sample else ""
@@ -203,7 +205,7 @@ def _finite_rows(t: Tensor, values: list[Any]) -> list[list[float]]:
             "share, or (B, T) or a list of 1-D tensors for each sample's own"
         )
     if t.ndim == 1:
-        if not all(math.isfinite(x) for x in values):
+        if not all(map(math.isfinite, values)):
             raise InputError("times hold NaN or infinity: shared times must be finite")
         return [values]
     rows = []

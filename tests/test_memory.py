@@ -1,49 +1,13 @@
 """What a solve keeps for its backward pass, measured in bytes of live tensors."""
 
-import gc
-
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import nn
 
 from pynode import NeuralODE
+from pynode.experiments.live_bytes import LiveBytes
 
 WIDTH, STATE = 64, 256
-
-
-class Peak(TorchDispatchMode):
-    """Bytes of the storages that are alive: now and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = 0
-        self.peak = 0
-        self._seen = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(x, Tensor):
-                self._watch(x.untyped_storage())
-        return out
-
-    def _watch(self, storage) -> None:
-        if storage in self._seen:
-            return
-        size = storage.nbytes()
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        self._seen[storage] = _Finaliser(self, size)
-
-
-class _Finaliser:
-    def __init__(self, owner: Peak, size: int) -> None:
-        self.owner, self.size = owner, size
-
-    def __del__(self) -> None:
-        self.owner.live -= self.size
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +20,7 @@ def peak(field: nn.Module, steps: int, **options) -> int:
     """Peak bytes of forward and backward over ``steps`` fixed steps."""
     node = NeuralODE(field, solver="rk4", adaptive=False, dt=1.0 / steps, **options)
     z0 = torch.randn(STATE, 1, requires_grad=True)
-    gc.collect()
-    with Peak() as measured:
+    with LiveBytes() as measured:
         zs = node(z0, [0.0, 1.0])
         zs.square().sum().backward()
     assert node.stats.accepted == steps
@@ -105,7 +68,7 @@ def test_backsolve_and_reversible_are_constant(field, sensitivity):
 def test_a_solve_without_gradients_is_constant(field):
     def forward(steps: int) -> int:
         node = NeuralODE(field, solver="rk4", adaptive=False, dt=1.0 / steps)
-        with torch.no_grad(), Peak() as measured:
+        with torch.no_grad(), LiveBytes() as measured:
             node(torch.randn(STATE, 1), [0.0, 1.0])
         return measured.peak
 

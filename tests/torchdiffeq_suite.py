@@ -30,6 +30,8 @@ HEADING = "torchdiffeq's test-suite"
 KNOWN = {
     "test_min_max_step": "scipy's doing: its LSODA takes 191 evaluations (scipy 1.17.1) where the "
     "test allows 50 with min_step=2; the test's other half, dopri5, passes",
+    "radauIIA5": "torchdiffeq in float32, an event of the sine problem: passes on some "
+    "machines and misses the test's 1e-4 (4e-4) on others",
 }
 """Why a test fails, where it was looked into."""
 MODULES = ("api_tests", "event_tests", "gradient_tests", "norm_tests", "odeint_tests")

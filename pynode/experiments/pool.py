@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pynode.errors import PynodeError
+from pynode.train.distributed import rank_and_size
 
 Report = Callable[[Any], None]
 Work = Callable[[Any, Report], Any]  # (item, report progress) -> result
@@ -43,7 +44,8 @@ def run_all(
         items: what to work on; begun in this order.
         work: a function of a module's top level. An item that fails by a PynodeError does not stop
             the others.
-        jobs: 1 stays in this process.
+        jobs: 1 stays in this process, and so does every number under torchrun, whose processes
+            share each item's training instead.
         on_progress, on_done: called in this process with the item's index and what was reported
             or returned.
 
@@ -54,7 +56,7 @@ def run_all(
         KeyboardInterrupt: on Ctrl-C, after every process has had the chance to save its state.
         RuntimeError: a process died.
     """
-    if jobs == 1 or len(items) <= 1:
+    if jobs == 1 or len(items) <= 1 or rank_and_size()[1] > 1:
         with one_thread():
             return _run_here(items, work, on_progress, on_done)
     return _run_in_processes(items, work, min(jobs, len(items)), on_progress, on_done)

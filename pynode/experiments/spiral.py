@@ -7,27 +7,25 @@ trivial ones beside them, and the question whether absolute time and Δt say the
 from __future__ import annotations
 
 import argparse
-import platform
-import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-import pynode
 from pynode.catalogue import ENGINES
 from pynode.errors import InputError, PynodeError
 from pynode.experiments import spiral_figure, spiral_run, spiral_table
 from pynode.experiments.pool import available_cores, one_thread, run_all
 from pynode.experiments.spiral_run import RunFolder, RunSpec
+from pynode.experiments.study import metadata, say
 from pynode.models import MODELS
+from pynode.train.distributed import same
 from pynode.train.files import write_json, write_text
 
+COMPARED = (
+    "rnn", "rnn_t", "rnn_dt", "rnn_decay", "ode_rnn", "latent_ode", "last_value", "linear",
+)  # fmt: skip
 NOISE = 0.03  # of an observation; Chen et al. do not say theirs
 
 
@@ -60,7 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="demo",
         help="demo: minutes, on incomplete series; paper: Chen's protocol (default: demo)",
     )
-    add("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    add(
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        default=list(COMPARED),
+        metavar="MODEL",
+        help=f"of {', '.join(MODELS)} (default: {' '.join(COMPARED)})",
+    )
     add("--observed", nargs="+", type=int, metavar="N", help="observations of the 100 points")
     add("--missing", type=float, metavar="P", help="probability that a coordinate is missing")
     add("--seeds", type=int, metavar="N", help="run seeds 0 to N−1")
@@ -166,14 +171,14 @@ class _Experiment:
             result = folder.result
             if result is not None:
                 self.rows[folder.spec.name] = result["row"]
-        _say(
+        say(
             f"{len(self.folders)} runs: {len(self.arguments.models)} models × "
             f"n = {', '.join(map(str, self.scale.observed))} × {self.scale.seeds} seed(s); "
             f"{self.scale.series} spirals, {self.scale.missing:.0%} of coordinates missing, "
             f"{self.scale.epochs} epochs of minibatches of {self.scale.batch_size} for every model"
         )
         if self.rows:
-            _say(f"{len(self.rows)} of them are finished already in {self.out}: not run again")
+            say(f"{len(self.rows)} of them are finished already in {self.out}: not run again")
 
     def _estimates(self, folders: Sequence[RunFolder]) -> list[float]:
         seconds: dict[tuple[str, int], float] = {}
@@ -194,12 +199,13 @@ class _Experiment:
         todo = [folder for folder in self.folders if folder.spec.name not in self.rows]
         if not todo:
             return {}
-        estimates = self._estimates(todo)
+        # Under torchrun all processes must take the runs in one order.
+        estimates = same(self._estimates(todo))
         longest_first = sorted(range(len(todo)), key=lambda i: -estimates[i])
         todo = [todo[i] for i in longest_first]
         jobs = min(self.arguments.jobs, len(todo))
         expected = _makespan(sorted(estimates, reverse=True), jobs)
-        _say(
+        say(
             f"expected to take about {_duration(expected)} with --jobs {jobs}, from timing a few "
             "steps of each model (an ODE that gets harder to solve while it trains takes longer; "
             "Ctrl-C saves, --resume goes on)"
@@ -235,20 +241,7 @@ class _Experiment:
 
     def write_metrics(self) -> None:
         """``metrics.json`` as of now."""
-        meta = {
-            "experiment": "spiral",
-            "command": shlex.join(["pynode", *sys.argv[1:]]),
-            "pynode": pynode.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "platform": platform.system(),
-            "machine": platform.machine(),
-            "cores": available_cores(),
-            "jobs": self.arguments.jobs,
-            "threads_per_job": 1,
-            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+        meta = metadata("spiral", self.arguments.jobs)
         config = {
             "scale": self.arguments.scale,
             "models": list(dict.fromkeys(self.arguments.models)),
@@ -347,7 +340,3 @@ def _over_seeds(seeds: int) -> str:
     if seeds == 1:
         return "One seed: small differences may be noise."
     return f"Mean ± standard deviation over {seeds} seeds (data, split, weights and minibatches)."
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -63,7 +63,8 @@ class RunSpec:
     def as_dict(self) -> dict[str, Any]:
         """Plain values: the spec and the training options that follow from it."""
         training = self.train_config().as_dict()
-        for free in ("epochs", "batch_size", "seed", "checkpoint_every"):
+        # Named above, or without influence on the result.
+        for free in ("epochs", "batch_size", "seed", "checkpoint_every", "accumulate", "precision"):
             del training[free]
         return asdict(self) | {"training": training}
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-Row = dict[str, Any]
+from pynode.experiments.study import Row, Summary, markdown_table
 
 # Chen et al. 2018, table 2: predictive RMSE by number of observations.
 CHEN = {
@@ -30,38 +27,6 @@ _FIT_CAVEAT = (
     "where it is far below the RMSE over all, a few series went astray."
 )
 _METRICS = {"fit_rmse": "fit", "extrapolation_rmse": "extrapolation"}
-
-# Student's t, two-sided 95 %, by degrees of freedom from 1; the last one serves for all above.
-_T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Mean and sample standard deviation over seeds."""
-
-    mean: float
-    sd: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Summary:
-        n = len(values)
-        mean = math.fsum(values) / n
-        variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
-        return cls(mean, math.sqrt(variance), n)
-
-    @property
-    def half_width(self) -> float:
-        """Half the 95 % confidence interval of the mean; infinite for one value."""
-        if self.n < 2:
-            return math.inf
-        return _T95[min(self.n - 1, len(_T95)) - 1] * self.sd / math.sqrt(self.n)
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.sd:.3f}" if self.n > 1 else f"{self.mean:.3f}"
 
 
 def render(rows: Sequence[Row], heading: str, notes: Sequence[str]) -> str:
@@ -89,7 +54,7 @@ def table(rows: Sequence[Row], observed: int) -> str:
         "train s", "nfe forward", "nfe backward", "Chen et al.",
     )  # fmt: skip
     chosen = [row for row in rows if row["observed"] == observed]
-    lines = [header, ("---", *["---:"] * (len(header) - 1))]
+    lines = []
     for model in dict.fromkeys(row["model"] for row in chosen):
         mine = [row for row in chosen if row["model"] == model]
         printed = CHEN.get(model, {}).get(observed)
@@ -107,7 +72,7 @@ def table(rows: Sequence[Row], observed: int) -> str:
                 "–" if printed is None else f"{printed:.4f}",
             )
         )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(header, lines)
 
 
 def contrast(rows: Sequence[Row]) -> list[str]:

@@ -23,13 +23,15 @@ from pynode.lowering.lowered import LoweredField
 _KEPT: weakref.WeakKeyDictionary[Any, dict[Hashable, LoweredField]] = weakref.WeakKeyDictionary()
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_PLAIN_TYPES = frozenset(_PLAIN)
+_OF_TORCH = frozenset(vars(nn.Module()))  # of which only plain values are looked at
 _DEPTH = 6
 
 
 def recall(field: FlatField, z0: Tensor, tensors: Sequence[Tensor]) -> LoweredField | None:
     """What was kept for such a field, if no tensor that it holds as a constant has changed."""
     found = _shelf(field.fn).get(_key(field, z0, tensors))
-    if found is None or not all(_same(tensor, copy) for tensor, copy in found.constants):
+    if found is None or not all(same(tensor, copy) for tensor, copy in found.constants):
         return None
     return found
 
@@ -45,7 +47,7 @@ def forget() -> None:
     _KEPT.clear()
 
 
-def _same(tensor: Tensor, copy: Tensor) -> bool:
+def same(tensor: Tensor, copy: Tensor) -> bool:
     return tensor.shape == copy.shape and torch.allclose(tensor, copy, 0, 0, equal_nan=True)
 
 
@@ -81,20 +83,27 @@ def _key(field: FlatField, z0: Tensor, tensors: Sequence[Tensor]) -> Hashable | 
     return tuple(parts)
 
 
+def settings(obj: Any) -> Iterator[Hashable]:
+    """What :func:`_key` looks at in something that a module holds."""
+    return _settings(obj, set(), 1)
+
+
 def _settings(obj: Any, seen: set[int], depth: int) -> Iterator[Hashable]:
     """Plain numbers and switches that a field holds, wherever its tensors are looked for."""
     if isinstance(obj, _PLAIN):
         yield type(obj), obj
         return
-    if id(obj) in seen or depth > _DEPTH:
+    if isinstance(obj, Tensor) or id(obj) in seen or depth > _DEPTH:
         return
     seen.add(id(obj))
     if isinstance(obj, nn.Module):
         for module in obj.modules():
             yield f"{type(module).__module__}.{type(module).__qualname__}"
             for name, value in vars(module).items():
-                if isinstance(value, _PLAIN):
+                if type(value) in _PLAIN_TYPES or isinstance(value, _PLAIN):
                     yield name, type(value), value
+                elif name in _OF_TORCH:
+                    continue
                 elif isinstance(value, list | tuple | dict) and not name.startswith("_"):
                     yield from _settings(value, seen, depth + 1)
     elif isinstance(obj, functools.partial):

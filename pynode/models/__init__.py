@@ -1,4 +1,4 @@
-"""Models of irregular time series, all with one interface, by name."""
+"""Models of irregular time series, all with one interface, by name; and the flow, `CNF`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,34 @@ from typing import Any
 from pynode.errors import InputError
 from pynode.models.base import LossTerms, Prediction, SeriesModel
 from pynode.models.baselines import LastValue, Linear
+from pynode.models.cnf import CNF
 from pynode.models.latent_ode import LatentODE
 from pynode.models.ode_rnn import ODERNN
-from pynode.models.rnn import RNN, RNNDecay, RNNDelta, RNNTime
+from pynode.models.rnn import (
+    GRUD,
+    RNN,
+    RNNDecay,
+    RNNDelta,
+    RNNImpute,
+    RNNTime,
+    RNNTimeDelta,
+    RNNTimeEmbedding,
+)
+from pynode.models.rnn_vae import RNNVAE
 
-__all__ = ["MODELS", "LossTerms", "Prediction", "SeriesModel", "build"]
+__all__ = ["CNF", "MODELS", "LossTerms", "Prediction", "SeriesModel", "build"]
 
 MODELS: dict[str, type[SeriesModel]] = {
     "rnn": RNN,
     "rnn_t": RNNTime,
     "rnn_dt": RNNDelta,
+    "rnn_t_dt": RNNTimeDelta,
+    "rnn_time2vec": RNNTimeEmbedding,
     "rnn_decay": RNNDecay,
+    "rnn_impute": RNNImpute,
+    "gru_d": GRUD,
     "ode_rnn": ODERNN,
+    "rnn_vae": RNNVAE,
     "latent_ode": LatentODE,
     "last_value": LastValue,
     "linear": Linear,

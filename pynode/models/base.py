@@ -98,6 +98,10 @@ class SeriesModel(nn.Module, ABC):
             InputError: the number of coordinates does not fit, or there is nothing to train.
         """
 
+    def weight(self, observed: IrregularSeries) -> int:
+        """How many terms ``loss`` is a mean over: losses of parts are averaged with these."""
+        return observed.n_observed
+
     @property
     def n_parameters(self) -> int:
         """Number of trainable numbers."""

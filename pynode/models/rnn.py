@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pynode.data.series import IrregularSeries
+from pynode.errors import InputError
 from pynode.models.base import (
     LossTerms,
     OneStepLikelihood,
@@ -41,9 +42,10 @@ class RNN(SeriesModel):
         sigma_min: it never falls below this, see :class:`pynode.models.base.GaussianLikelihood`.
     """
 
-    reads: ClassVar[str] = ""  # what else it is told when it reads: "", "time" or "gap"
+    reads: ClassVar[tuple[str, ...]] = ()  # what else it is told when it reads: "time", "gap"
     decays: ClassVar[bool] = False
     time_scale: float = 1.0
+    impute: ImputationDecay | None
 
     def __init__(
         self, coordinates: int, *, hidden: int = 25, sigma: float = 0.3, sigma_min: float = 0.1
@@ -51,7 +53,8 @@ class RNN(SeriesModel):
         super().__init__(coordinates)
         require_positive(hidden=hidden)
         self.hidden = hidden
-        self.cell = nn.GRUCell(2 * coordinates + (1 if self.reads else 0), hidden)
+        self.impute = None
+        self.cell = nn.GRUCell(2 * coordinates + self._told_size(), hidden)
         self.readout = nn.Linear(hidden, coordinates)
         self.first = nn.Parameter(torch.zeros(coordinates))
         self.likelihood = OneStepLikelihood(coordinates, sigma, sigma_min)
@@ -93,30 +96,65 @@ class RNN(SeriesModel):
     def _walk(self, line: Timeline) -> Tensor:
         """Predictions (B, S, C) for all slots, each from those before it."""
         told, gaps = self._told(line), line.gaps / self.time_scale
-        generated = ~line.observed
-        seen = (line.mask | generated.unsqueeze(-1)).to(line.values.dtype)
+        generated = ~line.observed.unsqueeze(-1)
+        read = line.mask | generated
         started = line.started.unsqueeze(-1)
         h = line.values.new_zeros(len(line.values), self.hidden)
         mean = self.first.expand(len(h), -1)
+        since = torch.zeros_like(mean)  # time since a coordinate was read
+        held = mean if self.impute is None else self.impute.centre.expand_as(mean)
         means = []
         for s in range(line.times.shape[1]):
             means.append(mean)
-            x = torch.where(line.mask[:, s], line.values[:, s], mean)
-            h_next = self.cell(torch.cat([x, seen[:, s], *(f[:, s] for f in told)], dim=1), h)
-            if self.rate is not None:
-                h_next = h_next * (-softplus(self.rate) * gaps[:, s, None]).exp()
+            guess = mean if self.impute is None else self.impute(held, since)
+            guess = torch.where(generated[:, s], mean, guess)
+            x = torch.where(line.mask[:, s], line.values[:, s], guess)
+            seen = read[:, s].to(x.dtype)
+            h_next = self.cell(torch.cat([x, seen, *(f[:, s] for f in told)], dim=1), h)
+            gap = gaps[:, s, None]
+            now = read[:, s] & started[:, s]
+            held = torch.where(now, x, held)
+            since = torch.where(now, 0.0, since) + gap
+            h_next = self._decayed(h_next, gap, since)
             h = torch.where(started[:, s], h_next, h)
             mean = torch.where(started[:, s], self.readout(h), self.first)
         return torch.stack(means, dim=1)
 
+    def _decayed(self, h: Tensor, gap: Tensor, since: Tensor) -> Tensor:
+        """The state h (B, H) after a gap (B, 1); ``since`` (B, C) is up to its end."""
+        return h if self.rate is None else h * (-softplus(self.rate) * gap).exp()
+
+    def _told_size(self) -> int:
+        return len(self.reads)
+
     def _told(self, line: Timeline) -> list[Tensor]:
-        """What else is read at each slot, as (B, S, 1): about the point to be predicted next."""
-        if not self.reads:
-            return []
+        """What else is read at each slot, (B, S, ·) each: about the point to be predicted next."""
         gaps = line.gaps
-        if self.reads == "gap":
-            return [(gaps / self.time_scale).unsqueeze(-1)]
-        return [((line.times.nan_to_num() + gaps) / self.time_scale).unsqueeze(-1)]
+        about = {"gap": gaps, "time": line.times.nan_to_num() + gaps}
+        return [(about[kind] / self.time_scale).unsqueeze(-1) for kind in self.reads]
+
+
+class ImputationDecay(nn.Module):
+    """What a missing coordinate is taken for: its last value, going over to a mean with time.
+
+    x̂ = γ x_last + (1 − γ) x̄, γ = exp(−max(0, w δ + b)), with δ the time since it was observed:
+    Che et al. 2018, Recurrent Neural Networks for Multivariate Time Series with Missing Values,
+    equations 10 and 11. x̄ is learned here.
+
+    Args:
+        coordinates: C; each has its own w, b and x̄.
+    """
+
+    def __init__(self, coordinates: int) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.zeros(coordinates))
+        self.slope = nn.Parameter(torch.full((coordinates,), 0.1))
+        self.offset = nn.Parameter(torch.zeros(coordinates))
+
+    def forward(self, held: Tensor, since: Tensor) -> Tensor:
+        """x̂ (B, C) from the last values and the times since."""
+        share = (-torch.relu(self.slope * since + self.offset)).exp()
+        return share * held + (1 - share) * self.centre
 
 
 class _TimedRNN(RNN):
@@ -142,7 +180,7 @@ class RNNTime(_TimedRNN):
     Times are counted from the origin of the series' times, which is up to the data.
     """
 
-    reads: ClassVar[str] = "time"
+    reads: ClassVar[tuple[str, ...]] = ("time",)
 
 
 class RNNDelta(_TimedRNN):
@@ -151,7 +189,7 @@ class RNNDelta(_TimedRNN):
     RNN-Δt of Rubanova et al. 2019, and the RNN baseline with time of Chen et al. 2018.
     """
 
-    reads: ClassVar[str] = "gap"
+    reads: ClassVar[tuple[str, ...]] = ("gap",)
 
 
 class RNNDecay(_TimedRNN):
@@ -162,3 +200,101 @@ class RNNDecay(_TimedRNN):
     """
 
     decays: ClassVar[bool] = True
+
+
+class RNNTimeDelta(_TimedRNN):
+    """An RNN that reads both the absolute time of the next point and the gap Δt to it."""
+
+    reads: ClassVar[tuple[str, ...]] = ("time", "gap")
+
+
+class RNNTimeEmbedding(_TimedRNN):
+    """An RNN that reads the absolute time of the next point in a learned embedding.
+
+    Time2Vec, Kazemi et al. 2019: one entry ω₀t + φ₀, the others sin(ωt + φ), all ω and φ learned.
+
+    Args:
+        embedding: size of the embedding, at least 2.
+        coordinates, hidden, sigma, sigma_min, time_scale: as for :class:`RNN`; one unit of the
+            embedding's time is ``time_scale``.
+    """
+
+    embedding: int
+
+    def __init__(
+        self,
+        coordinates: int,
+        *,
+        embedding: int = 8,
+        hidden: int = 25,
+        sigma: float = 0.3,
+        sigma_min: float = 0.1,
+        time_scale: float = 1.0,
+    ) -> None:
+        if embedding < 2:
+            raise InputError(f"embedding={embedding}: a linear and a periodic entry need 2")
+        object.__setattr__(self, "embedding", embedding)  # the cell's size depends on it
+        super().__init__(
+            coordinates, hidden=hidden, sigma=sigma, sigma_min=sigma_min, time_scale=time_scale
+        )
+        self.frequency = nn.Parameter(torch.randn(embedding))
+        self.phase = nn.Parameter(torch.randn(embedding))
+
+    def _told_size(self) -> int:
+        return self.embedding
+
+    def _told(self, line: Timeline) -> list[Tensor]:
+        t = (line.times.nan_to_num() + line.gaps) / self.time_scale
+        angle = t.unsqueeze(-1) * self.frequency + self.phase
+        return [angle[..., :1], angle[..., 1:].sin()]
+
+
+class RNNImpute(_TimedRNN):
+    """An RNN that reads Δt, and fills missing coordinates by :class:`ImputationDecay`.
+
+    RNN-Impute of Rubanova et al. 2019: the half of GRU-D that is about the input.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("gap",)
+
+    def __init__(
+        self,
+        coordinates: int,
+        *,
+        hidden: int = 25,
+        sigma: float = 0.3,
+        sigma_min: float = 0.1,
+        time_scale: float = 1.0,
+    ) -> None:
+        super().__init__(
+            coordinates, hidden=hidden, sigma=sigma, sigma_min=sigma_min, time_scale=time_scale
+        )
+        self.impute = ImputationDecay(coordinates)
+
+
+class GRUD(RNNImpute):
+    """GRU-D: missing coordinates are filled, and the state decays, by the times since observations.
+
+    h ← h exp(−max(0, W δ + b)), with δ (C,) the time since each coordinate was read: Che et al.
+    2018, section 2.3, equations 9 to 14. As in :class:`RNNDecay` a prediction is read out of the
+    state as decayed until its moment; Δt itself is not read.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        coordinates: int,
+        *,
+        hidden: int = 25,
+        sigma: float = 0.3,
+        sigma_min: float = 0.1,
+        time_scale: float = 1.0,
+    ) -> None:
+        super().__init__(
+            coordinates, hidden=hidden, sigma=sigma, sigma_min=sigma_min, time_scale=time_scale
+        )
+        self.decay = nn.Linear(coordinates, hidden)
+
+    def _decayed(self, h: Tensor, gap: Tensor, since: Tensor) -> Tensor:
+        return h * (-torch.relu(self.decay(since))).exp()

@@ -88,7 +88,8 @@ def check_belongs(
 ) -> None:
     """Raise CheckpointError, saying what differs, unless ``state`` is of this very run."""
     check_model(path, state, model)
-    saved, now = state["config"], config.as_dict()
+    # Options that are younger than the checkpoint had the effect of their defaults.
+    saved, now = TrainConfig().as_dict() | state["config"], config.as_dict()
     differing = [
         f"{name} was {saved.get(name)!r}, is {value!r}"
         for name, value in now.items()

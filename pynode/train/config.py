@@ -16,6 +16,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
 }
 
+PRECISIONS = ("float32", "bfloat16")
+
 # A checkpoint may be continued under other values of these: none of them changes what an epoch
 # computes, only how many there are and how often they are written.
 FREE_ON_RESUME = ("epochs", "max_seconds", "patience", "checkpoint_every")
@@ -41,6 +43,9 @@ class TrainConfig:
         max_seconds: stop after the first epoch that ends beyond so many seconds of training.
         checkpoint_every: epochs between two checkpoints. An interrupted or failed run writes one
             of its last whole epoch in any case.
+        accumulate: parts that each process computes its share of a minibatch in, one after the
+            other, to need less memory; the gradient is that of the whole.
+        precision: ``float32``, or ``bfloat16`` for mixed precision (``torch.autocast``).
 
     Raises:
         InputError: a value has no meaning.
@@ -59,11 +64,14 @@ class TrainConfig:
     seed: int = 0
     max_seconds: float | None = None
     checkpoint_every: int = 5
+    accumulate: int = 1
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "checkpoint_every", "accumulate"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         _require(self, "optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
+        _require(self, "precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         _require(self, "lr", self.lr > 0, "above 0")
         _require(self, "lr_decay", 0 < self.lr_decay <= 1, "in (0, 1]")
         _require(self, "lr_min", 0 <= self.lr_min <= self.lr, f"in [0, lr={self.lr}]")
@@ -87,6 +95,11 @@ class TrainConfig:
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over ``parameters``."""
         return OPTIMIZERS[self.optimizer](parameters, lr=self.lr)  # type: ignore[call-arg]
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Around a loss: lower precision where it was asked for."""
+        mixed = self.precision == "bfloat16"
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in a checkpoint."""

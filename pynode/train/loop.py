@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError, PynodeError
+from pynode.models.noise import part_of_batch
 from pynode.train import checkpoint
 from pynode.train.config import TrainConfig
+from pynode.train.distributed import Replicas, any_of, is_main, same, summed
 from pynode.train.guard import TrainingError, check_gradients, check_loss, place
 from pynode.train.history import History
 
@@ -42,6 +44,11 @@ def fit(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> History:
     """Train ``model`` by stochastic gradient descent and leave its best weights in it.
+
+    Under torchrun (see :mod:`pynode.train.distributed`) every process calls this alike and works on
+    its share of each minibatch: the gradient is that of the whole, and the loss curve that of one
+    process but for rounding (and for the steps of an adaptive solver, which depend on who is solved
+    together). The first process writes.
 
     The best weights are those with the lowest loss on ``valid``, at KL weight 1 and with the same
     noise after every epoch. Nothing but ``model`` is changed: torch's global random state is put
@@ -112,6 +119,7 @@ class _Run:
         self.device = next(model.parameters()).device
         self.batch_order = torch.Generator().manual_seed(config.seed)
         self.noise = torch.Generator(self.device).manual_seed(config.seed)
+        self.replicas = Replicas(model)
         torch.manual_seed(config.seed)
         self.data = checkpoint.fingerprint(train, valid) if path is not None else ""
         self.architecture = checkpoint.architecture(model)
@@ -165,7 +173,8 @@ class _Run:
         if self.path is None:
             return "nothing was saved, since no folder was given"
         if self.written != self.snapshot["epoch"]:
-            checkpoint.save(self.path, self.snapshot)
+            if is_main():
+                checkpoint.save(self.path, self.snapshot)
             self.written = self.snapshot["epoch"]
         return f"its {self.snapshot['epoch']} whole epochs are in {self.path}"
 
@@ -175,7 +184,7 @@ class _Run:
         config = self.config
         try:
             with _Bar(progress, config.epochs, self.n_batches, self.history.epochs) as bar:
-                while not (reason := self.history.stop_reason(config)):
+                while not (reason := same(self.history.stop_reason(config))):
                     self.epoch(bar)
                     if self.history.epochs % config.checkpoint_every == 0:
                         self.write()
@@ -207,6 +216,7 @@ class _Run:
         row |= self._validate(index)
         row |= {"lr": self.config.lr_at(index), "kl_weight": self.config.kl_weight_at(index)}
         row["seconds"] = time.perf_counter() - start
+        row = same(row)
         is_best = all(row["valid_loss"] < old["valid_loss"] for old in self.history.rows)
         if is_best:
             self.best = copy.deepcopy(dict(self.model.state_dict()))
@@ -223,33 +233,67 @@ class _Run:
         for number, chosen in enumerate(order.split(self.config.batch_size), start=1):
             batch = self.train[chosen]
             terms, norm = self._step(batch, index, number)
-            _add(sums, "train", terms, batch.n_observed)
+            _add(sums, "train", terms, self.model.weight(batch))
             forward, backward = self.model.nfe
             counts["grad_norm"] += norm
             counts["nfe_forward"] += forward
             counts["nfe_backward"] += backward
             bar.step(index + 1, terms.total.item(), forward, backward)
-        means = {name: value / self.train.n_observed for name, value in sums.items()}
+        means = {name: value / self.model.weight(self.train) for name, value in sums.items()}
         return means | {name: value / self.n_batches for name, value in counts.items()}
 
     def _step(self, batch: IrregularSeries, index: int, number: int) -> tuple[LossTerms, float]:
         model, config = self.model, self.config
         self.optimizer.zero_grad(set_to_none=True)
-        try:
-            terms = model.loss(batch, kl_weight=config.kl_weight_at(index), generator=self.noise)
-            check_loss(terms, model, config, index + 1, number)
-            terms.total.backward()
-        except (TrainingError, InputError):
-            raise
-        except PynodeError as error:
-            raise _failed(error, index + 1, number) from error
+        sums: dict[str, float] = defaultdict(float)
+        noise = self.noise.get_state()
+        parts = self.replicas.parts(len(batch), config.accumulate)
+        for i, (first, stop) in enumerate(parts):
+            self.noise.set_state(noise)  # each part takes its rows of the same noise
+            # A share without any series takes part in the exchange all the same, with weight 0.
+            part = batch if stop - first == len(batch) else batch[first : max(stop, first + 1)]
+            part = part if len(part) else batch[:1]
+            weight = model.weight(part) / model.weight(batch) if stop > first else 0.0
+            where = part_of_batch(min(first, len(batch) - 1), len(batch))
+            with where, self.replicas.exchange(last=i == len(parts) - 1):
+                terms = self._backward(part, weight, index, number)
+            for name, value in {"total": terms.total.item(), **terms.parts}.items():
+                sums[name] += weight * float(value)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         check_gradients(norm, terms, model, config, index + 1, number)
         if config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(model.parameters(), config.clip_norm, norm)
         self.optimizer.step()
-        return terms, norm.item()
+        sums = summed(sums)
+        total = terms.total.new_tensor(sums.pop("total"))
+        return type(terms)(total, sums), norm.item()
+
+    def _backward(self, part: IrregularSeries, weight: float, index: int, number: int) -> LossTerms:
+        """Loss of a part of a batch, and its gradient times the part's weight in the whole."""
+        model, config = self.model, self.config
+        options = {"kl_weight": config.kl_weight_at(index), "generator": self.noise}
+        failure: PynodeError | None = None
+        try:
+            with config.autocast(self.device):
+                terms = self.replicas.loss(part, options)
+            check_loss(terms, model, config, index + 1, number)
+        except PynodeError as error:
+            failure = error
+        # Processes that go on would wait for ever for one that has failed.
+        if self.replicas.size > 1 and any_of(failure is not None) and failure is None:
+            text = f"{place(index + 1, number)}: another process failed; see its message"
+            failure = TrainingError(text, index + 1, number)
+        try:
+            if failure is not None:
+                raise failure
+            # Gradients of all processes are averaged, and so scaled up here.
+            (terms.total * (weight * self.replicas.size)).backward()
+        except (TrainingError, InputError):
+            raise
+        except PynodeError as error:
+            raise _failed(error, index + 1, number) from error
+        return terms
 
     @torch.no_grad()
     def _validate(self, index: int) -> dict[str, float]:
@@ -264,8 +308,8 @@ class _Run:
             except PynodeError as error:
                 raise _failed(error, index + 1, 0) from error
             check_loss(terms, self.model, self.config, index + 1, 0)
-            _add(sums, "valid", terms, batch.n_observed)
-        return {name: value / self.valid.n_observed for name, value in sums.items()}
+            _add(sums, "valid", terms, self.model.weight(batch))
+        return {name: value / self.model.weight(self.valid) for name, value in sums.items()}
 
 
 def _failed(error: PynodeError, epoch: int, batch: int) -> TrainingError:

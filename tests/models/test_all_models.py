@@ -12,6 +12,7 @@ from pynode.data import spirals
 from pynode.data.series import IrregularSeries
 from pynode.errors import InputError
 from pynode.models import MODELS, SeriesModel, build
+from pynode.models.variational import VariationalModel
 
 VARIANTS: dict[str, tuple[str, dict]] = {name: (name, {}) for name in MODELS}
 VARIANTS["latent_ode(ode_rnn)"] = ("latent_ode", {"encoder": "ode_rnn"})
@@ -19,6 +20,13 @@ ALL = pytest.mark.parametrize("variant", list(VARIANTS))
 TRAINABLE = pytest.mark.parametrize(
     "variant", [k for k, (n, _) in VARIANTS.items() if MODELS[n].trainable]
 )
+
+
+def variational(variant: str) -> bool:
+    """Its latent state is random."""
+    return issubclass(MODELS[VARIANTS[variant][0]], VariationalModel)
+
+
 QUERIES = torch.tensor([0.0, 0.03, 0.4, 0.40001, 1.3, 2.0, 4.0])
 
 
@@ -131,7 +139,7 @@ def test_loss_and_gradients_are_finite(variant: str, ragged_series: IrregularSer
     for name, p in model.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all(), name
         assert p.grad.any(), name
-    assert set(terms.parts) == ({"nll", "kl"} if "latent" in variant else {"nll"})
+    assert set(terms.parts) == ({"nll", "kl"} if variational(variant) else {"nll"})
     assert all(isinstance(x, float) for x in terms.parts.values())
 
 
@@ -155,7 +163,7 @@ def test_loss_is_a_mean_over_observed_values(
 ) -> None:
     """The loss of a batch is the mean of the series' own, weighted by their numbers of values."""
     model, series = make(variant), ragged_series.to(dtype=torch.float64)
-    if "latent" in variant:  # without its noise, which the series of a batch draw one by one
+    if variational(variant):  # without its noise, which the series of a batch draw one by one
         last = model.encoder.out
         torch.nn.init.zeros_(last.weight[4:])
         torch.nn.init.constant_(last.bias[4:], -30.0)
@@ -169,7 +177,7 @@ def test_a_generator_decides_all_noise(variant: str, ragged_series: IrregularSer
     model = make(variant)
     assert torch.equal(loss(model, ragged_series, 1), loss(model, ragged_series, 1))
     noisy = not torch.equal(loss(model, ragged_series, 1), loss(model, ragged_series, 2))
-    assert noisy == ("latent" in variant)
+    assert noisy == (variational(variant))
     state = torch.get_rng_state()
     loss(model, ragged_series)
     model.predict(ragged_series, QUERIES)

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pynode.data.series import IrregularSeries
+from pynode.errors import InputError
 from pynode.models import build
+from pynode.models.timeline import of_observations
 
 NAMES = pytest.mark.parametrize("name", ["rnn", "rnn_t", "rnn_dt", "rnn_decay"])
 
@@ -136,3 +138,57 @@ def test_what_comes_first_has_its_own_standard_deviation(name: str) -> None:
     s = IrregularSeries.from_ragged([torch.tensor([1.0, 2.0])], [torch.ones(2, 2)])
     std = model.predict(s, torch.tensor([0.5, 1.0, 1.5, 2.0, 3.0])).std[0, :, 0]
     assert std.tolist() == pytest.approx([1.1, 1.1, 0.25, 0.25, 0.25])
+
+
+@pytest.mark.parametrize("name", ["rnn_impute", "gru_d"])
+def test_a_missing_coordinate_fades_from_its_last_value_to_the_mean(name):
+    model = build(name, 2)
+    with torch.no_grad():
+        model.impute.centre.copy_(torch.tensor([5.0, -5.0]))
+        model.impute.slope.fill_(0.5)
+    held, since = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 2.0]])
+    share = math.exp(-1.0)
+    expected = torch.tensor([[1.0, share - 5.0 * (1 - share)]])
+    assert torch.allclose(model.impute(held, since), expected)
+
+
+def test_imputation_goes_by_the_time_since_each_coordinate_was_seen():
+    """The walk hands over the last value of a coordinate and the time since, not the gap."""
+    model, calls = build("rnn_impute", 2), []
+    model.impute.register_forward_hook(lambda _, given, out: calls.append(given))
+    values = torch.tensor([[1.0, 2.0], [3.0, math.nan], [4.0, 5.0]])
+    series = IrregularSeries.from_ragged([torch.tensor([0.0, 1.0, 4.0])], [values])
+    model.loss(series)
+    held, since = calls[2]
+    assert held.tolist() == [[3.0, held[0, 1].item()]]
+    assert since[0].tolist() == [3.0, 4.0] and held[0, 1] == 2.0
+
+
+def test_gru_d_forgets_with_time():
+    model = build("gru_d", 1)
+    with torch.no_grad():
+        model.decay.weight.fill_(1.0)
+        model.decay.bias.zero_()
+    h, gap = torch.ones(1, 25), torch.tensor([[2.0]])
+    assert torch.allclose(model._decayed(h, gap, gap), h * math.exp(-2.0))
+
+
+def test_time2vec_is_told_of_the_next_point():
+    model = build("rnn_time2vec", 1, embedding=3)
+    line = of_observations(
+        IrregularSeries.from_ragged([torch.tensor([1.0, 1.5, 4.0])], [torch.ones(3, 1)])
+    )
+    told = torch.cat(model._told(line), dim=-1)
+    angle = torch.tensor([1.5, 4.0, 4.0])[:, None] * model.frequency + model.phase
+    assert torch.allclose(told[0, :, 0], angle[:, 0])
+    assert torch.allclose(told[0, :, 1:], angle[:, 1:].sin())
+    with pytest.raises(InputError, match="embedding"):
+        build("rnn_time2vec", 1, embedding=1)
+
+
+def test_both_times_are_told():
+    line = of_observations(
+        IrregularSeries.from_ragged([torch.tensor([1.0, 1.5])], [torch.ones(2, 1)])
+    )
+    time, gap = build("rnn_t_dt", 1, time_scale=0.5)._told(line)
+    assert time[0, :, 0].tolist() == [3.0, 3.0] and gap[0, :, 0].tolist() == [1.0, 0.0]

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from pynode.engines.torch.tableau import Tableau
+from pynode.field import FlatField
 
 RightHandSide = Callable[[float, Tensor], Tensor]
+
+FEW = 8
+"""Times inside one step up to which plain numbers are faster than tensors."""
 
 
 class Jumps:
@@ -177,8 +181,15 @@ class Piece:
     def weights(self, times: list[float], rhs: RightHandSide) -> Tensor:
         """Weights (m, stages) of the stages at times inside the step."""
         self._extend(rhs)
+        if len(times) > FEW:
+            return self._weights(self._fractions(times))
+        rows = self._coefficients.interpolant_rows
+        thetas = [(t - self.t) / self.dt for t in times]
+        table = [[_polynomial(row, theta) for row in rows] for theta in thetas]
+        return torch.tensor(table, dtype=self.z.dtype, device=self.z.device)
+
+    def _weights(self, theta: Tensor) -> Tensor:
         c = self._coefficients
-        theta = self._fractions(times)
         powers = torch.stack([theta**j for j in range(1, c.degree + 1)], dim=1)
         weights = powers @ c.interpolant.t()
         return weights.to(device=self.z.device, dtype=self.z.dtype)
@@ -280,6 +291,10 @@ class ExplicitStepper:
         self.rhs = rhs
         self._store = stage_store(tableau.stages, like, taped)
         self._nodes = tableau.c
+        # One tensor of times for all stages; on another device it would cost a synchronisation.
+        self._times_at_once = (
+            isinstance(rhs, FlatField) and rhs.form != "z" and like.device.type == "cpu"
+        )
         self._jumps = jumps
         self._fresh = False
         self._keeps_last = False
@@ -300,6 +315,11 @@ class ExplicitStepper:
             store.put(0, rhs(start, z))
             self._fresh = True
         self._keeps_last = self.tableau.fsal and t1 not in self._jumps
+        # Not t + dt, which rounding may put behind t1.
+        times: Sequence[float | Tensor]
+        times = [last if node == 1.0 else t + node * dt for node in self._nodes]
+        if self._times_at_once:
+            times = torch.tensor(times, dtype=z.dtype).unbind()
         z_stage = z
         end = len(c.a) - 1 if self.tableau.fsal else None
         for i in range(1, len(c.a)):
@@ -307,9 +327,7 @@ class ExplicitStepper:
                 z_stage = _advanced(z, store.head(i), c.a[i], dt)
             else:
                 z_stage = torch.addmv(z, store.head(i), c.a[i], alpha=dt)
-            node = self._nodes[i]
-            # Not t + dt, which rounding may put behind t1.
-            store.put(i, rhs(last if node == 1.0 else t + node * dt, z_stage))
+            store.put(i, rhs(times[i], z_stage))  # type: ignore[arg-type]
         z1 = z_stage if self.tableau.fsal else _advanced(z, store.head(len(c.a)), c.b, dt)
         return Piece(c, t, t1, z, z1, store.stages, last)
 

@@ -113,6 +113,10 @@ class TapedPiece(Piece):
     def at(self, t: float, rhs: RightHandSide) -> Tensor:
         return self.at_each([t], rhs)[0]
 
+    def weights(self, times: list[float], rhs: RightHandSide) -> Tensor:
+        self._extend(rhs)
+        return self._weights(self._fractions(times))
+
     def _fractions(self, times: list[float]) -> Tensor:
         start, size = self.t + self._moved, self.dt + self._step
         return (torch.tensor(times, dtype=torch.float64, device=start.device) - start) / size

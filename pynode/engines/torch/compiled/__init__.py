@@ -1,0 +1,1 @@
+"""``compile=True``: a whole solve as one call of machine code."""
