@@ -378,16 +378,13 @@ def test_ctrl_c_ends_a_long_solve():
     field = lambda t, z: torch.stack([z[1], -1e6 * z[0]])  # noqa: E731
     z0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
     solve(field, z0, [0.0, 1e-3], compile=True, dense=False)
-    # Shells let processes in the background ignore SIGINT, and Python then leaves it so.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            solve(field, z0, [0.0, 1e9], compile=True, dense=False, max_steps=10**9)
+            solve(field, z0, [0.0, 1e9], compile=True, dense=False, max_steps=10**12)
     finally:
         timer.cancel()
-        signal.signal(signal.SIGINT, before)
 
 
 def test_memory_for_steps_grows():
