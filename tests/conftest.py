@@ -1,6 +1,7 @@
 """One thread and float64 reproducibility for every test."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -11,6 +12,11 @@ settings.register_profile(
     "pynode", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("pynode")
+
+# Shells let processes in the background ignore SIGINT, and Python then leaves it so; what is tested
+# about Ctrl-C, here and in processes started from here, wants the usual handler.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
