@@ -41,6 +41,8 @@ def process_group() -> Iterator[None]:
     dist.init_process_group(backend)
     try:
         yield
+        # Gloo aborts a process that leaves while others still send to it.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
