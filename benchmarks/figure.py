@@ -19,8 +19,9 @@ MARKERS = "osD^vPX*<>"
 
 def draw(result: Result, path: Path) -> None:
     """Write the figure as a PNG."""
-    growing = sorted({axis for axis, _ in result.growth.values()})
-    cases = [case for case in result.titles if case not in result.growth]
+    measured = {row.case for row in result.rows if row.times}  # a short run leaves cases out
+    growing = sorted({axis for case, (axis, _) in result.growth.items() if case in measured})
+    cases = [case for case in result.titles if case in measured and case not in result.growth]
     rows = 1 + 2 * bool(growing)
     height = max(3.0, 0.35 * len(cases) + 1.5) + 5.0 * bool(growing)
     figure = plt.figure(figsize=(11, height), layout="constrained")
