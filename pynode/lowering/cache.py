@@ -1,31 +1,31 @@
 """Programs kept by what they depend on, so that new parameter values cost no new trace.
 
 A program depends on the field's code, on shapes and dtypes, on which tensors are parameters, on
-what the modules among the field hold as plain numbers and switches (training or not, say), and on
-the values of tensors that are not trainable.
+all else that the field holds (``holdings.py``), and on the values of tensors that are not
+trainable.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from types import CodeType
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pynode.field import FlatField
+from pynode.lowering.holdings import PLAIN, holdings
 from pynode.lowering.lowered import LoweredField
+from pynode.lowering.unchanged import same
 
 _KEPT: weakref.WeakKeyDictionary[Any, dict[Hashable, LoweredField]] = weakref.WeakKeyDictionary()
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_PLAIN_TYPES = frozenset(_PLAIN)
-_OF_TORCH = frozenset(vars(nn.Module()))  # of which only plain values are looked at
-_DEPTH = 6
+_HASHED = (str, int)
+_OPEN = (list, tuple, set, dict, nn.Module)
 
 
 def recall(field: FlatField, z0: Tensor, tensors: Sequence[Tensor]) -> LoweredField | None:
@@ -45,10 +45,6 @@ def keep(field: FlatField, z0: Tensor, tensors: Sequence[Tensor], lowered: Lower
 def forget() -> None:
     """Drop everything that is kept."""
     _KEPT.clear()
-
-
-def same(tensor: Tensor, copy: Tensor) -> bool:
-    return tensor.shape == copy.shape and torch.allclose(tensor, copy, 0, 0, equal_nan=True)
 
 
 def _shelf(fn: Callable[..., Any]) -> dict[Hashable, LoweredField]:
@@ -74,57 +70,29 @@ def _key(field: FlatField, z0: Tensor, tensors: Sequence[Tensor]) -> Hashable | 
             parts.append((tuple(leaf.shape), leaf.dtype))
         elif isinstance(leaf, Tensor):
             parts.append((tuple(leaf.shape), leaf.dtype, tuple(leaf.reshape(-1).tolist())))
-        elif isinstance(leaf, _PLAIN):
+        elif isinstance(leaf, PLAIN):
             parts.append((type(leaf), leaf))
         else:
             return None
     parts += [(id(x), tuple(x.shape), x.dtype) for x in tensors if id(x) not in given]
-    parts += _settings(field.fn, set(), 0)
+    parts += _settings(field.fn)
     return tuple(parts)
 
 
-def settings(obj: Any) -> Iterator[Hashable]:
-    """What :func:`_key` looks at in something that a module holds."""
-    return _settings(obj, set(), 1)
-
-
-def _settings(obj: Any, seen: set[int], depth: int) -> Iterator[Hashable]:
-    """Plain numbers and switches that a field holds, wherever its tensors are looked for."""
-    if isinstance(obj, _PLAIN):
-        yield type(obj), obj
-        return
-    if isinstance(obj, Tensor) or id(obj) in seen or depth > _DEPTH:
-        return
-    seen.add(id(obj))
-    if isinstance(obj, nn.Module):
-        for module in obj.modules():
-            yield f"{type(module).__module__}.{type(module).__qualname__}"
-            for name, value in vars(module).items():
-                if type(value) in _PLAIN_TYPES or isinstance(value, _PLAIN):
-                    yield name, type(value), value
-                elif name in _OF_TORCH:
-                    continue
-                elif isinstance(value, list | tuple | dict) and not name.startswith("_"):
-                    yield from _settings(value, seen, depth + 1)
-    elif isinstance(obj, functools.partial):
-        yield from _settings([obj.func, *obj.args, *obj.keywords.values()], seen, depth + 1)
-    elif inspect.ismethod(obj):
-        yield from _settings([obj.__self__, obj.__func__], seen, depth + 1)
-    elif inspect.isfunction(obj):
-        cells = [c.cell_contents for c in obj.__closure__ or () if _is_bound(c)]
-        yield from _settings([*cells, *(obj.__defaults__ or ())], seen, depth + 1)
-    elif isinstance(obj, list | tuple):
-        for part in obj:
-            yield from _settings(part, seen, depth + 1)
-    elif isinstance(obj, dict):
-        for name, part in obj.items():
-            yield str(name)
-            yield from _settings(part, seen, depth + 1)
-
-
-def _is_bound(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018  # reading it tells
-    except ValueError:
-        return False
-    return True
+def _settings(fn: Any) -> Iterator[Hashable]:
+    """What a field holds beside the values of tensors, by value where that can be compared."""
+    for kind, owner, parts in holdings(fn):
+        yield kind, type(owner).__qualname__, len(parts)
+        for name, value in parts:
+            yield name if isinstance(name, _HASHED) else str(name)
+            yield type(value).__qualname__
+            if isinstance(value, PLAIN):
+                yield value
+            elif isinstance(value, Tensor):
+                yield id(value), tuple(value.shape), value.dtype, value.requires_grad
+            elif isinstance(value, np.ndarray):
+                yield value.shape, value.dtype.str, value.tobytes()
+            elif isinstance(value, CodeType):
+                yield value
+            elif not isinstance(value, _OPEN):  # what is inside of those comes by itself
+                yield id(value)

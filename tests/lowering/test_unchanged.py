@@ -1,7 +1,11 @@
 """The quick comparison must never say "unchanged" of a field whose programs would differ."""
 
 import functools
+import gc
+import types
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -49,9 +53,9 @@ CHANGES = {
 def test_a_change_is_noticed(change):
     field = Field()
     unchanged = made(field)
-    assert unchanged.holds()
+    assert unchanged.holds(field)
     change(field)
-    assert not unchanged.holds()
+    assert not unchanged.holds(field)
 
 
 def test_values_of_parameters_may_change():
@@ -60,12 +64,13 @@ def test_values_of_parameters_may_change():
     with torch.no_grad():
         for p in field.parameters():
             p.mul_(2)
-    assert unchanged.holds()
+    assert unchanged.holds(field)
 
 
 def test_nan_among_constants_is_no_change():
     constant = torch.tensor([torch.nan, 1.0])
-    assert Unchanged(lambda z: z, [], [(constant, constant.clone())]).holds()
+    field = lambda z: z  # noqa: E731
+    assert Unchanged(field, [], [(constant, constant.clone())]).holds(field)
 
 
 def test_closures_defaults_and_partials():
@@ -76,20 +81,107 @@ def test_closures_defaults_and_partials():
 
     bound = functools.partial(field)
     unchanged = Unchanged(bound, [], [])
-    assert unchanged.holds()
+    assert unchanged.holds(bound)
     field.__defaults__[0][0] = 3.0
-    assert not unchanged.holds()
+    assert not unchanged.holds(bound)
     unchanged = Unchanged(bound, [], [])
     factor = 4.0
-    assert not unchanged.holds()
+    assert not unchanged.holds(bound)
     unchanged = Unchanged(bound, [], [])
     field.__defaults__ = ([7.0],)
-    assert not unchanged.holds()
+    assert not unchanged.holds(bound)
 
 
 def test_a_bound_method():
     field = Field()
-    unchanged = Unchanged(field.forward, list(field.parameters()), [])
-    assert unchanged.holds()
+    method = field.forward
+    unchanged = Unchanged(method, list(field.parameters()), [])
+    assert unchanged.holds(method)
     field.rate = 5.0
-    assert not unchanged.holds()
+    assert not unchanged.holds(method)
+
+
+RATE = 0.5
+SCALE = types.SimpleNamespace(rate=0.5)
+NET = nn.Linear(2, 2)
+
+
+def helper(z):
+    return RATE * z
+
+
+class Settings:
+    """As a dataclass with slots is."""
+
+    __slots__ = ("rate",)
+    offset = 1.0
+
+    def __init__(self) -> None:
+        self.rate = 0.5
+
+
+class Plain:
+    rate = 0.5
+
+    def __init__(self) -> None:
+        self.settings = Settings()
+        self.weights = np.ones(2)
+        self.act = torch.tanh
+
+    def __call__(self, t, z):
+        return self.act(self.scaled(z)) + self.settings.offset
+
+    def scaled(self, z):
+        return self.settings.rate * self.rate * RATE * z
+
+
+OUTSIDE = {
+    "global number": (lambda t, z: RATE * z, lambda m: m.setattr(__name__ + ".RATE", 2.0)),
+    "global of a function that is called": (
+        lambda t, z: helper(z),
+        lambda m: m.setattr(__name__ + ".RATE", 2.0),
+    ),
+    "function": (
+        lambda t, z: helper(z),
+        lambda m: m.setattr(__name__ + ".helper", lambda z: z),
+    ),
+    "global module": (lambda t, z: NET(z), lambda m: m.setattr(__name__ + ".NET", nn.Linear(2, 2))),
+    "namespace": (lambda t, z: SCALE.rate * z, lambda m: m.setattr(SCALE, "rate", 2.0)),
+    "global of a method": (Plain(), lambda m: m.setattr(__name__ + ".RATE", 2.0)),
+    "class attribute": (Plain(), lambda m: m.setattr(Plain, "rate", 2.0)),
+    "class attribute of a part": (Plain(), lambda m: m.setattr(Settings, "offset", 2.0)),
+    "method": (Plain(), lambda m: m.setattr(Plain, "scaled", lambda self, z: z)),
+}
+
+
+@pytest.mark.parametrize("field, change", OUTSIDE.values(), ids=OUTSIDE.keys())
+def test_a_change_outside_the_field_is_noticed(field, change, monkeypatch):
+    unchanged = Unchanged(field, [], [])
+    assert unchanged.holds(field)
+    change(monkeypatch)
+    assert not unchanged.holds(field)
+
+
+INSIDE = {
+    "slot": lambda f: setattr(f.settings, "rate", 2.0),
+    "array": lambda f: f.weights.__setitem__(0, 3.0),
+    "function of a library": lambda f: setattr(f, "act", torch.relu),
+}
+
+
+@pytest.mark.parametrize("change", INSIDE.values(), ids=INSIDE.keys())
+def test_a_change_inside_an_object_is_noticed(change):
+    field = Plain()
+    unchanged = Unchanged(field, [], [])
+    assert unchanged.holds(field)
+    change(field)
+    assert not unchanged.holds(field)
+
+
+@pytest.mark.parametrize("make", [lambda: lambda z: z, lambda: functools.partial(helper), Plain])
+def test_the_field_is_not_kept_alive(make):
+    field = make()
+    unchanged, gone = Unchanged(field, [], []), weakref.ref(field)
+    del field
+    gc.collect()
+    assert gone() is None and unchanged is not None

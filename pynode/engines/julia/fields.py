@@ -19,8 +19,9 @@ from pynode.engines.julia.calls import bridge
 from pynode.engines.julia.julia_field import JuliaField
 from pynode.engines.torch.adjoints.vjp import VJP
 from pynode.errors import InputError
-from pynode.field import FlatField, closed_over_trainables, trainable_tensors
+from pynode.field import FlatField, trainable_tensors
 from pynode.lowering import LoweredField, lower
+from pynode.lowering.dependencies import trainable_of
 from pynode.lowering.unchanged import Unchanged
 from pynode.solution import Statistics
 from pynode.state import StateLayout
@@ -87,8 +88,6 @@ class RemoteFields:
         self._programs = weakref.WeakKeyDictionary()
         self._sources: weakref.WeakKeyDictionary[Any, RemoteField]
         self._sources = weakref.WeakKeyDictionary()
-        self._found: weakref.WeakKeyDictionary[Any, tuple[tuple[int, ...], list[Tensor]]]
-        self._found = weakref.WeakKeyDictionary()
         self._last: weakref.WeakKeyDictionary[Any, Last] = weakref.WeakKeyDictionary()
 
     def get(
@@ -123,7 +122,7 @@ class RemoteFields:
         layout = field.layout
         spec = None if layout.plain else layout.spec
         asked = (layout.shapes, layout.dtypes, layout.rows, spec, stiff, each)
-        if last is not None and last.asked == asked and last.unchanged.holds():
+        if last is not None and last.asked == asked and last.unchanged.holds(field.fn):
             return last.remote
         remote, lowered = self._lowered_by_value(field, z0, t0, stiff, each)
         if field.args is None:
@@ -142,7 +141,7 @@ class RemoteFields:
             own = FlatField(field.fn, layout, field.args, Statistics())
             like = like[0]
         names = ("f", "vjp_z", "vjp_p", *(("jac", "tgrad") if stiff else ()))
-        found = self._trainable(field, z0, t0)
+        found = trainable_of(field, z0, t0)
         lowered = lower(own, like, t0, names, tensors=found)
         last = lowered.programs[names[-1]]
         if last not in self._programs:
@@ -151,20 +150,6 @@ class RemoteFields:
             number = bridge().open_program(json.dumps(lowered.to_json()))
             self._programs[last] = RemoteField(number, found, each)
         return self._programs[last], lowered
-
-    def _trainable(self, field: FlatField, z0: Tensor, t0: float) -> list[Tensor]:
-        """What the field depends on beside args; found anew if it holds other tensors now.
-
-        To find it takes an evaluation, which would cost as much as a whole small solve.
-        """
-        held = tuple(id(x) for x in closed_over_trainables(field.fn))
-        known = self._found.get(field.fn)
-        if known is None or known[0] != held:
-            quiet = FlatField(field.fn, field.layout, field.args, Statistics())
-            known = held, trainable_tensors(quiet, t0, z0.detach())[0]
-            with contextlib.suppress(TypeError):  # without weak references nothing is kept
-                self._found[field.fn] = known
-        return known[1]
 
 
 def check_samples(field: FlatField, own: FlatField, z0: Tensor, t0: float) -> None:

@@ -1,8 +1,10 @@
 """compile=True against the engine's own code: the same steps, counts, values and gradients."""
 
+import gc
 import os
 import signal
 import threading
+import weakref
 
 import pytest
 import torch
@@ -273,6 +275,38 @@ def test_what_a_field_holds_is_seen_when_it_changes():
     field.inner[0] = nn.Dropout(0.5)
     with pytest.raises(LoweringError, match="random"):
         solved()
+
+
+RATE = 1.0
+NET = nn.Linear(2, 2, dtype=torch.float64)
+
+
+def test_globals_that_a_field_names_are_seen_when_they_change(monkeypatch):
+    """As when a cell of a notebook is run again."""
+    z0 = torch.ones(2, dtype=torch.float64)
+    decay, network = (lambda t, z: -RATE * z), (lambda t, z: NET(z))
+    for rate in (1.0, 2.0):
+        monkeypatch.setitem(globals(), "RATE", rate)
+        z1 = solve(decay, z0, [0.0, 1.0], compile=True).zs[-1]
+        assert float(z1[0].log()) == pytest.approx(-rate)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        net = nn.Linear(2, 2, dtype=torch.float64)
+        monkeypatch.setitem(globals(), "NET", net)
+        solve(network, z0, [0.0, 1.0], compile=True).zs.sum().backward()
+        found = net.weight.grad.clone()
+        net.zero_grad()
+        solve(network, z0, [0.0, 1.0]).zs.sum().backward()
+        torch.testing.assert_close(found, net.weight.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_a_field_is_not_kept_alive():
+    field = lambda t, z: -z  # noqa: E731
+    solve(field, torch.ones(2, dtype=torch.float64), [0.0, 1.0], compile=True)
+    gone = weakref.ref(field)
+    del field
+    gc.collect()
+    assert gone() is None
 
 
 def test_one_compilation_for_a_new_shape(tmp_path, monkeypatch):

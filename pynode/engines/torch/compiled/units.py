@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import weakref
 from collections.abc import Sequence
@@ -11,22 +10,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pynode import catalogue
 from pynode.engines.torch.compiled.build import load
 from pynode.engines.torch.compiled.call import PADDING
 from pynode.engines.torch.compiled.source import KINDS, source
-from pynode.engines.torch.compiled.stamp import stamp
 from pynode.engines.torch.methods import TABLEAUS
 from pynode.errors import LoweringError
-from pynode.field import FlatField, closed_over, trainable_tensors
+from pynode.field import FlatField, closed_over
 from pynode.lowering import cache, lower
+from pynode.lowering.dependencies import shelf_of, trainable_of
 from pynode.lowering.lowered import LoweredField
 from pynode.lowering.pipeline import parameters_of
+from pynode.lowering.unchanged import Unchanged
 from pynode.options import SolveOptions
-from pynode.solution import Statistics
 
 
 @dataclass
@@ -53,10 +52,6 @@ class Unit:
         parts = [x.detach().reshape(-1) for x in self.lowered.tensors]
         return torch.cat([*parts, like.new_zeros(PADDING)])
 
-    def is_current(self) -> bool:
-        """Whether no tensor whose values are in the programs has changed."""
-        return all(cache.same(tensor, copy) for tensor, copy in self.lowered.constants)
-
     def split(self, flat: Tensor) -> dict[int, Tensor]:
         """A vector (P,) in the parameters' shapes, by the identity of the parameters."""
         pieces = self.lowered.split(flat)
@@ -77,30 +72,30 @@ class CompiledField(FlatField):
 MOST = 64
 """Units kept for one field; the code is kept in any case."""
 
-_FOUND: weakref.WeakKeyDictionary[Any, tuple[Any, list[Tensor]]]
-_FOUND = weakref.WeakKeyDictionary()
-_UNITS: weakref.WeakKeyDictionary[Any, dict[Any, Unit]] = weakref.WeakKeyDictionary()
+_UNITS: weakref.WeakKeyDictionary[Any, dict[Any, tuple[Unchanged, Unit]]]
+_UNITS = weakref.WeakKeyDictionary()
 _FUNCTIONS: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 def unit_of(field: CompiledField, z0: Tensor, t0: float) -> Unit:
-    """The field's programs, without code yet."""
-    if field.unit is None:
-        fn, key = field.fn, None
-        if isinstance(fn, nn.Module) and field.args is None:
-            layout = field.layout
-            key = (stamp(fn), tuple(layout.shapes), tuple(layout.dtypes), str(layout.spec))
-            known = _UNITS.get(fn, {}).get(key)
-            if known is not None and known.is_current():
-                field.unit = known
-                return known
+    """The field's programs, without code yet: those that are kept, if it still holds the same."""
+    if field.unit is not None:
+        return field.unit
+    if field.args is not None:
         field.unit = _new_unit(field, z0, t0)
-        if key is not None:
-            shelf = _UNITS.setdefault(fn, {})
-            if len(shelf) >= MOST:  # parameters that are other tensors each time, say
-                shelf.clear()
-            shelf[key] = field.unit
-    return field.unit
+        return field.unit
+    layout = field.layout
+    key = tuple(layout.shapes), tuple(layout.dtypes), str(layout.spec)
+    shelf = shelf_of(_UNITS, field.fn)
+    known = shelf.get(key)
+    if known is not None and known[0].holds(field.fn):
+        field.unit = known[1]
+        return known[1]
+    field.unit = unit = _new_unit(field, z0, t0)
+    if len(shelf) >= MOST:
+        shelf.clear()
+    shelf[key] = Unchanged(field.fn, unit.found, unit.lowered.constants), unit
+    return unit
 
 
 def _new_unit(field: CompiledField, z0: Tensor, t0: float) -> Unit:
@@ -162,23 +157,10 @@ def _lower(
 
 
 def _tensors(field: FlatField, z0: Tensor, t0: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Trainable tensors that the field depends on beside args, and others that it holds.
-
-    To find the first takes an evaluation, which would cost as much as a whole small solve: it is
-    done anew only if the field holds other tensors now.
-    """
-    all_held = closed_over(field.fn)
-    now = tuple((id(x), x.requires_grad) for x in all_held)
-    known = _FOUND.get(field.fn)
-    if known is None or known[0] != now:
-        quiet = FlatField(field.fn, field.layout, field.args, Statistics())
-        found = trainable_tensors(quiet, t0, z0.detach())[0]
-        known = now, found
-        with contextlib.suppress(TypeError):  # without weak references nothing is kept
-            _FOUND[field.fn] = known
-    found = known[1]
+    """Trainable tensors that the field depends on beside args, and others that it holds."""
+    found = trainable_of(field, z0, t0)
     mine = {id(x) for x in (*found, *pytree.tree_leaves(field.args))}
-    others = [x for x in all_held if id(x) not in mine and _may_change(x, z0)]
+    others = [x for x in closed_over(field.fn) if id(x) not in mine and _may_change(x, z0)]
     return found, others
 
 
