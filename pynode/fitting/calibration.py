@@ -3,7 +3,9 @@
 Split conformal prediction (Vovk, Gammerman, Shafer 2005; Lei et al. 2018) with the network's own
 standard deviation as the scale: on the validation windows, half-widths are multiplied by the factor
 that lets intervals of 80 % hold 80 % of the values, one factor for each stretch of the horizon.
-Overlapping windows are not independent and series drift, so this is a calibration, no guarantee.
+What n errors tell of one more is corrected for as if there were one for each series: those of one
+series are alike. Overlapping windows are not independent and series drift, so this is a
+calibration, no guarantee.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ LEVEL = 0.8  # coverage that is matched in each stretch of the horizon
 GRID: tuple[float, ...] = (*(round(0.02 * k, 2) for k in range(1, 50)), 0.99, 0.995)
 _Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 _BINS, _FEWEST = 5, 100
+_FEWEST_SERIES = 5  # of fewer nothing can be said about another one
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +32,13 @@ class Residuals:
         ahead: (n,), time from the nearest known row, in the network's units; negative inside.
         error: value minus prediction.
         std: the network's own standard deviation.
+        series: (n,), which series each belongs to.
     """
 
     ahead: np.ndarray
     error: np.ndarray
     std: np.ndarray
+    series: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,18 +114,19 @@ def calibrate(residuals: Residuals, horizon: float) -> Calibration:
     inside = ahead <= 0
     near = 3 * float(np.quantile(-ahead[inside], 0.9)) if inside.any() else 0.0
     ratio = np.abs(residuals.error) / residuals.std
+    count = len(np.unique(residuals.series))
     edges = _edges(ahead[future])
     middles, factors = [], []
-    everything = np.array([_factor(ratio[:, c]) for c in range(columns)])
+    everything = np.array([_factor(ratio[:, c], count) for c in range(columns)])
     for low, high in pairwise(edges):
         chosen = future & (ahead > low) & (ahead <= high)
         middles.append(float(np.median(ahead[chosen])) if chosen.any() else (low + high) / 2)
-        factors.append([_factor(ratio[chosen, c], everything[c]) for c in range(columns)])
+        factors.append([_factor(ratio[chosen, c], count, everything[c]) for c in range(columns)])
     factors = _smoothed(factors)
     if not middles:
         middles, factors = [horizon], [everything.tolist()]
     first = Calibration(
-        inside=np.array([_factor(ratio[inside, c], everything[c]) for c in range(columns)]),
+        inside=np.array([_factor(ratio[inside, c], count, everything[c]) for c in range(columns)]),
         near=near,
         ahead=np.array(middles),
         factors=np.array(factors),
@@ -129,7 +135,7 @@ def calibrate(residuals: Residuals, horizon: float) -> Calibration:
     scaled = np.abs(residuals.error) / first.std(ahead, residuals.std)
     normal = NormalDist()
     gaussian = [normal.inv_cdf(0.5 + p / 2) for p in GRID]
-    shape = np.array([[_quantile(scaled[:, c], p, g) for c in range(columns)]
+    shape = np.array([[_quantile(scaled[:, c], p, count, g) for c in range(columns)]
                       for p, g in zip(GRID, gaussian, strict=True)])  # fmt: skip
     return Calibration(first.inside, near, first.ahead, first.factors, np.maximum.accumulate(shape))
 
@@ -152,14 +158,19 @@ def _edges(ahead: np.ndarray) -> np.ndarray:
     return np.unique(np.r_[0.0, inner])
 
 
-def _quantile(ratio: np.ndarray, level: float, default: float) -> float:
-    """The conformal quantile: the k-th smallest with k = ⌈(n + 1)·level⌉; ``default`` for few."""
+def _quantile(ratio: np.ndarray, level: float, series: int, default: float) -> float:
+    """The conformal quantile of errors, ``default`` for few.
+
+    With n independent errors it is the k-th smallest, k = ⌈(n + 1)·level⌉. Here only the series are
+    independent, so it is the share ⌈(series + 1)·level⌉ / series of all errors, at most all.
+    """
     known = np.sort(ratio[np.isfinite(ratio)])
-    k = int(np.ceil((len(known) + 1) * level))
-    if len(known) < 5 or k > len(known):
+    n = series if series >= _FEWEST_SERIES else len(known)
+    share = np.ceil((n + 1) * level) / max(n, 1)
+    if len(known) < 5 or (n == len(known) and share > 1):
         return default
-    return float(known[k - 1])
+    return float(known[int(np.ceil(min(share, 1.0) * len(known))) - 1])
 
 
-def _factor(ratio: np.ndarray, default: float = 1.0) -> float:
-    return max(_quantile(ratio, LEVEL, default * _Z) / _Z, 1e-6)
+def _factor(ratio: np.ndarray, series: int, default: float = 1.0) -> float:
+    return max(_quantile(ratio, LEVEL, series, default * _Z) / _Z, 1e-6)

@@ -130,7 +130,8 @@ def residuals(
     """Errors of each window at all that it was asked for."""
     found = answers(model, windows, [w.asked_times for w in windows], gap, seed)
     return [
-        Residuals(a.ahead, w.asked - a.mean, a.std) for w, a in zip(windows, found, strict=True)
+        Residuals(a.ahead, w.asked - a.mean, a.std, np.full(len(a.ahead), w.place.series))
+        for w, a in zip(windows, found, strict=True)
     ]
 
 
@@ -140,4 +141,5 @@ def together(parts: Sequence[Residuals]) -> Residuals:
         np.concatenate([p.ahead for p in parts]),
         np.concatenate([p.error for p in parts]),
         np.concatenate([p.std for p in parts]),
+        np.concatenate([p.series for p in parts]),
     )

@@ -17,7 +17,7 @@ def errors(n, rng):
     ahead = np.where(rng.random(n) < 0.3, -rng.uniform(0, 0.1, n), rng.uniform(0, 4, n))
     spread = np.where(ahead > 0, 0.5 + ahead, 0.2)
     error = (spread * rng.standard_t(4, n))[:, None]
-    return Residuals(ahead, error, np.ones((n, 1)))
+    return Residuals(ahead, error, np.ones((n, 1)), np.zeros(n))
 
 
 def test_calibrated_intervals_hold_what_they_promise():
@@ -32,6 +32,22 @@ def test_calibrated_intervals_hold_what_they_promise():
             assert held[part].mean() == pytest.approx(level, abs=0.1)
 
 
+def test_series_that_differ_count_as_one_error_each():
+    """Nine series whose errors have a size of their own, and then others: as with nine errors."""
+    rng, held = np.random.default_rng(0), []
+    for _ in range(200):
+        size = np.exp(0.7 * rng.standard_normal(18))
+        series = np.repeat(np.arange(18), 40)
+        error = (size[series] * rng.standard_normal(18 * 40))[:, None]
+        ahead = rng.uniform(0.1, 4, 18 * 40)
+        half = series < 9
+        seen = Residuals(ahead[half], error[half], np.ones((half.sum(), 1)), series[half])
+        calibration = calibrate(seen, horizon=4.0)
+        std = calibration.std(ahead[~half], np.ones((half.sum(), 1)))
+        held.append((np.abs(error[~half]) <= calibration.half_width(0.8) * std).mean())
+    assert 0.8 <= np.mean(held) <= 0.88
+
+
 def test_beyond_the_horizon_intervals_go_on_growing():
     calibration = calibrate(errors(2000, np.random.default_rng(0)), horizon=4.0)
     last = calibration.ahead[-1]
@@ -40,7 +56,7 @@ def test_beyond_the_horizon_intervals_go_on_growing():
 
 
 def test_calibration_with_next_to_no_errors_is_gaussian():
-    few = Residuals(np.array([1.0, 2.0]), np.array([[0.1], [-0.2]]), np.ones((2, 1)))
+    few = Residuals(np.array([1.0, 2.0]), np.array([[0.1], [-0.2]]), np.ones((2, 1)), np.zeros(2))
     calibration = calibrate(few, horizon=2.0)
     assert calibration.half_width(0.8)[0] == pytest.approx(1.2816, abs=1e-3)
     saved = Calibration.from_dict(calibration.as_dict())
