@@ -41,6 +41,12 @@ def explain(
             "The solution may blow up near that time, or the field jump: check the field, give "
             "tstops=[...] where it jumps, or loosen rtol and atol"
         )
+        if options.sensitivity == "reversible":
+            cause += (
+                ". Or the two states that sensitivity='reversible' steps have drifted apart, as "
+                "they do where solutions contract fast or over long spans: use 'discrete', with "
+                "checkpoints=k if memory is short"
+            )
     elif end.retcode is Retcode.NOT_CONVERGED:
         cause = (
             f"Newton's iteration does not converge in a step of size {end.dt:.2g}. "
