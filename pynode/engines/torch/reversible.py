@@ -34,7 +34,6 @@ from pynode.engines.torch.runge_kutta import (
 )
 from pynode.engines.torch.tableau import Tableau
 
-
 GAP = 1e-3
 """Share of z - y in the error estimate.
 
