@@ -133,7 +133,12 @@ def _about_growth(rows: Sequence[Row]) -> str:
     grown = {method: growth(rows, method) for method in methods(rows)}
     flat = [f"`{m}`" for m, g in grown.items() if g < CONSTANT]
     rest = [f"`{m}` ×{g:.1f}" for m, g in grown.items() if g >= CONSTANT]
-    at_end = {m: typical(points(rows, "length", m, ends[-1]), "peak_bytes") for m in grown}
+    stopped = [f"`{m}`" for m, g in grown.items() if math.isnan(g)]
+    at_end = {
+        m: typical(points(rows, "length", m, ends[-1]), "peak_bytes")
+        for m, g in grown.items()
+        if not math.isnan(g)
+    }
     most, least = max(at_end, key=at_end.__getitem__), min(at_end, key=at_end.__getitem__)
     text = f"**Memory.** From T = {ends[0]:g} to T = {ends[-1]:g} (×{ends[-1] / ends[0]:g}) "
     if flat:
@@ -145,6 +150,8 @@ def _about_growth(rows: Sequence[Row]) -> str:
         text += "no method's memory stays the same: the promise of constant memory does not hold. "
     if rest:
         text += f"It grows for {', '.join(rest)}. "
+    if stopped:
+        text += f"Stopped before the end with an error message: {', '.join(stopped)}. "
     return text + (
         f"At the longest, `{most}` needs {at_end[most] / at_end[least]:.0f} times what `{least}` "
         "does."
@@ -154,27 +161,26 @@ def _about_growth(rows: Sequence[Row]) -> str:
 def _about_length(rows: Sequence[Row]) -> str:
     end = values(rows, "length")[-1]
     worst = {m: _largest(points(rows, "length", m, end)) for m in methods(rows)}
-    bad = {m: e for m, e in worst.items() if e > WRONG}
+    stopped = [f"`{m}`" for m, e in worst.items() if math.isinf(e)]
+    wrong = [f"`{m}`" for m, e in worst.items() if WRONG < e < math.inf]
     text = f"**Accuracy on the network**, at T = {end:g}, the worst seed: "
     text += ", ".join(f"`{m}` {_or_failed(e)}" for m, e in worst.items()) + ". "
-    if bad:
-        names = ", ".join(f"`{m}`" for m in bad)
-        text += f"With more than {WRONG:.0%} off, {names} cannot be trusted over this length."
-        return text + _about_reversible(rows, bad)
-    return text + "Every method can be used on this problem."
+    if wrong:
+        text += f"With more than {WRONG:.0%} off, {', '.join(wrong)} cannot be trusted over this "
+        text += "length. "
+    if not stopped and not wrong:
+        text += "Every method can be used on this problem. "
+    return text.strip() + _about_reversible(stopped)
 
 
-def _about_reversible(rows: Sequence[Row], bad: dict[str, float]) -> str:
-    """Exact gradients of a forward pass are worth as much as that pass."""
-    if "reversible" not in bad:
+def _about_reversible(stopped: Sequence[str]) -> str:
+    """Why that one stops where the others go on."""
+    if "`reversible`" not in stopped:
         return ""
-    end = values(rows, "length")[-1]
-    off = max(p.get("error_state", math.nan) for p in points(rows, "length", "reversible", end))
-    plain = max(p.get("error_state", math.nan) for p in points(rows, "length", "discrete", end))
     return (
-        " `reversible` gives exact gradients of its own forward pass, and that pass is another one "
-        f"than the plain solver's: there its last state is {off:.0e} off, the plain solver's "
-        f"{plain:.0e}."
+        " `reversible` steps two coupled states, which drift apart over long spans and where the "
+        "solution contracts fast; it stops when they no longer agree to 1000 tolerances, and "
+        "takes smaller steps before."
     )
 
 
