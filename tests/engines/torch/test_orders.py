@@ -188,3 +188,23 @@ def test_dense_output_is_continuous_and_meets_the_outputs(info):
     torch.testing.assert_close(sol(t), sol.zs, rtol=1e-12, atol=1e-12)
     ends = torch.tensor(sol.dense.trajectory.log.times[1:-1], dtype=torch.float64)
     torch.testing.assert_close(sol(ends - 1e-11), sol(ends + 1e-11), rtol=0, atol=1e-9)
+
+
+ADAPTIVE = {name: info for name, info in SOLVERS.items() if info.adaptive}
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_a_time_that_the_field_names_costs_no_steps(name, float64):
+    """As many steps as with the time as an entry of the state: f_t enters the error rightly."""
+
+    def follow(y: Tensor, t: Tensor) -> Tensor:
+        return -10.0 * (y - torch.cos(t))
+
+    def with_time(t: Tensor, z: Tensor) -> Tensor:
+        return torch.stack([follow(z[0], z[1]), torch.ones(())])
+
+    options = {"solver": name, "rtol": 1e-3, "atol": 1e-5, "sensitivity": "discrete"}
+    named = solve(lambda t, y: follow(y, t), torch.ones(1), [0.0, 5.0], **options)
+    entry = solve(with_time, torch.tensor([1.0, 0.0]), [0.0, 5.0], **options)
+    # The entry t has no error and halves the mean square.
+    assert named.stats.accepted <= 1.5 * entry.stats.accepted + 3

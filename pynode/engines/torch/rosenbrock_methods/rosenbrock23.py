@@ -4,11 +4,10 @@ Shampine & Reichelt 1997, The MATLAB ODE Suite, SIAM J. Sci. Comput. 18, section
 W = I − γhJ, γ = 1/(2+√2) and e32 = 6+√2,
 
     W k1 = f0 + γh f_t,    W (k2 − k1) = f(z0 + h k1/2) − k1,    z1 = z0 + h k2,
-    W k3 = f(z1) − e32 (k2 − f(z0 + h k1/2)) − 2 (k1 − f0) + h f_t,
+    W k3 = f(z1) − e32 (k2 − f(z0 + h k1/2)) − 2 (k1 − f0) + γh f_t,
 
-with error h (k1 − 2 k2 + k3)/6. These are Rosenbrock stages with the α and Γ below. (k3 has the
-time coefficient of the paper's formula, not the row sum of Γ: it serves the error estimate only.)
-The interpolant is the paper's, of order 2.
+with error h (k1 − 2 k2 + k3)/6. These are Rosenbrock stages with the α and Γ below. The
+interpolant is the paper's, of order 2.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ TABLEAU = RosenbrockTableau(
     a=_A,
     coupling=_C,
     c=(0.0, 0.5, 1.0),
-    time=(_G, 0.0, 1.0),
+    time=tuple(_GAMMA.sum(axis=1).tolist()),
     b=(*_A[2], 0.0),
     error=tuple(_E.tolist()),
     error_order=2,
