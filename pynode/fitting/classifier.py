@@ -20,8 +20,7 @@ from pynode.fitting.class_networks import CLASSIFIERS, SeriesClassifier
 from pynode.fitting.files import FORMAT, reader_dict, reader_from
 from pynode.fitting.forecaster import Reader, Table
 from pynode.fitting.scaling import Scaling, Shape, learn_scaling
-from pynode.fitting.settings import Settings
-from pynode.train import TrainConfig
+from pynode.fitting.settings import Settings, train_config
 from pynode.train import fit as train
 from pynode.train.files import write_atomically
 
@@ -165,7 +164,7 @@ def fit_classifier(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             model = SeriesClassifier(settings.model, inputs, len(classes), _START, **hyper)
-        config = _config(settings, len(train_rows))
+        config = train_config(settings, len(train_rows), steps=600, at_most=150)
         say(
             f"{model.name}: {model.n_parameters} parameters; {len(train_rows)} series to learn "
             f"from, {len(valid_rows)} to choose the epoch by, {len(test_rows)} held out; "
@@ -190,26 +189,6 @@ def fit_classifier(
         if len(test_rows):
             fitted.scores = _scores(fitted._probabilities(table[test_rows]), y[test_rows])
     return fitted
-
-
-def _config(settings: Settings, n_series: int) -> TrainConfig:
-    epochs = settings.epochs
-    if epochs is None:
-        steps = -(-n_series // settings.batch_size)
-        epochs = int(np.clip(600 // steps, 20, 150))
-    return TrainConfig(
-        epochs=epochs,
-        batch_size=settings.batch_size,
-        lr=settings.lr,
-        lr_decay=0.1 ** (1 / epochs),
-        lr_min=min(settings.lr, 0.001),
-        kl_start=epochs // 10,
-        kl_decay=0.5 ** (2 / epochs),
-        seed=settings.seed,
-        max_seconds=60 * settings.minutes,
-        accumulate=settings.accumulate,
-        precision=settings.precision,
-    )
 
 
 def _labelled(table: SeriesTable) -> SeriesTable:

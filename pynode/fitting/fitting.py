@@ -21,9 +21,8 @@ from pynode.fitting.networks import FORECASTERS, RULES, WindowModel
 from pynode.fitting.predictor import residuals, together
 from pynode.fitting.scaling import Shape, learn_scaling
 from pynode.fitting.scores import Scores, score
-from pynode.fitting.settings import Plan, Settings, make_plan
+from pynode.fitting.settings import Plan, Settings, make_plan, train_config
 from pynode.fitting.windows import Window, pack
-from pynode.train import TrainConfig
 from pynode.train import fit as train
 
 VALID_WINDOWS, TEST_WINDOWS = 100, 200
@@ -221,27 +220,6 @@ def _training_windows(plan: Plan, settings: Settings) -> list[Window]:
             f"({part.table.clock.say(plan.frame.horizon)}); choose a shorter one"
         )
     return windows
-
-
-def train_config(settings: Settings, n_windows: int) -> TrainConfig:
-    """Training options that suit so many windows."""
-    epochs = settings.epochs
-    if epochs is None:  # about 1500 steps of the optimiser
-        steps = -(-n_windows // settings.batch_size)
-        epochs = int(np.clip(1500 // steps, 20, 200))
-    return TrainConfig(
-        epochs=epochs,
-        batch_size=settings.batch_size,
-        lr=settings.lr,
-        lr_decay=0.1 ** (1 / epochs),
-        lr_min=min(settings.lr, 0.001),
-        kl_start=epochs // 10,
-        kl_decay=0.5 ** (2 / epochs),
-        seed=settings.seed + 7919 * settings.repeat,
-        max_seconds=60 * settings.minutes,
-        accumulate=settings.accumulate,
-        precision=settings.precision,
-    )
 
 
 def with_model(settings: Settings, model: str) -> Settings:

@@ -20,6 +20,7 @@ from pynode.fitting.scaling import (
     level_of,
 )
 from pynode.fitting.windows import Frame, Place, Window, cut, places
+from pynode.train import TrainConfig
 
 MANY_SERIES = 20  # from so many on, whole series are held out
 FEWEST_ROWS = 8
@@ -367,4 +368,32 @@ def _rescaled(train: Part, scaling: Scaling, frame: Frame) -> Scaling:
         scaling.mean,
         scaling.scale * ratio,
         True,
+    )
+
+
+def train_config(
+    settings: Settings, examples: int, *, steps: int = 1500, at_most: int = 200
+) -> TrainConfig:
+    """Training options that suit so many examples.
+
+    Args:
+        steps: of the optimiser that the default number of epochs takes, about.
+        at_most: as many epochs, by default; at least 20.
+    """
+    epochs = settings.epochs
+    if epochs is None:
+        an_epoch = -(-examples // settings.batch_size)
+        epochs = int(np.clip(steps // an_epoch, 20, at_most))
+    return TrainConfig(
+        epochs=epochs,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        lr_decay=0.1 ** (1 / epochs),
+        lr_min=min(settings.lr, 0.001),
+        kl_start=epochs // 10,
+        kl_decay=0.5 ** (2 / epochs),
+        seed=settings.seed + 7919 * settings.repeat,
+        max_seconds=60 * settings.minutes,
+        accumulate=settings.accumulate,
+        precision=settings.precision,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -53,9 +54,9 @@ class _Untrained(SeriesModel):
         last = torch.searchsorted(times, at.nan_to_num().contiguous(), right=True) - 1
         return self._rule(times, values, mask.sum(dim=1, keepdim=True), at.nan_to_num(), last)
 
+    @abstractmethod
     def _rule(self, times: Tensor, values: Tensor, n: Tensor, at: Tensor, last: Tensor) -> Tensor:
         """Values (B, Q) from the first n (B, 1) of times and values (B, T), +inf and 0 after."""
-        raise NotImplementedError
 
 
 class LastValue(_Untrained):

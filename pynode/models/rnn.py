@@ -44,8 +44,8 @@ class RNN(SeriesModel):
 
     reads: ClassVar[tuple[str, ...]] = ()  # what else it is told when it reads: "time", "gap"
     decays: ClassVar[bool] = False
+    imputes: ClassVar[bool] = False
     time_scale: float = 1.0
-    impute: ImputationDecay | None
 
     def __init__(
         self, coordinates: int, *, hidden: int = 25, sigma: float = 0.3, sigma_min: float = 0.1
@@ -53,7 +53,7 @@ class RNN(SeriesModel):
         super().__init__(coordinates)
         require_positive(hidden=hidden)
         self.hidden = hidden
-        self.impute = None
+        self.impute = ImputationDecay(coordinates) if self.imputes else None
         self.cell = nn.GRUCell(2 * coordinates + self._told_size(), hidden)
         self.readout = nn.Linear(hidden, coordinates)
         self.first = nn.Parameter(torch.zeros(coordinates))
@@ -256,20 +256,7 @@ class RNNImpute(_TimedRNN):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("gap",)
-
-    def __init__(
-        self,
-        coordinates: int,
-        *,
-        hidden: int = 25,
-        sigma: float = 0.3,
-        sigma_min: float = 0.1,
-        time_scale: float = 1.0,
-    ) -> None:
-        super().__init__(
-            coordinates, hidden=hidden, sigma=sigma, sigma_min=sigma_min, time_scale=time_scale
-        )
-        self.impute = ImputationDecay(coordinates)
+    imputes: ClassVar[bool] = True
 
 
 class GRUD(RNNImpute):

@@ -46,3 +46,45 @@ def test_fill_and_forecast(run):
     found = dict(re.findall(r"^(\w+) +(\d\.\d+)", printed, re.MULTILINE))
     assert set(found) == {"last_value", "linear", "rnn_dt", "latent_ode"}
     assert float(found["linear"]) < float(found["last_value"])
+
+
+def test_which_gradient(run):
+    printed = run("which_gradient.py")
+    errors = re.findall(r"^(\w+) +(\d\S+) ", printed, re.MULTILINE)
+    assert {name for name, _ in errors} >= {"discrete", "backsolve", "interpolating", "gauss"}
+    assert all(float(error) < 1e-3 for _, error in errors)
+
+
+def test_room_to_turn(run):
+    printed = run("room_to_turn.py", "40")
+    error = {name: float(x) for name, x in re.findall(r"^(\w+) +error ([\d.]+)", printed, re.M)}
+    assert error["node"] > 0.25 and error["anode1"] < 0.1
+
+
+@pytest.mark.slow
+def test_gradient_memory(run):
+    printed = run("gradient_memory.py")
+    assert re.search(r"backsolve .* wrong$", printed, re.MULTILINE)
+    assert re.search(r"discrete .* fine$", printed, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_keep_the_energy(run):
+    printed = run("keep_the_energy.py")
+    drift = dict(re.findall(r"^(\w+) .*, ([\d.]+) at t = 100", printed, re.MULTILINE))
+    assert float(drift["hamiltonian"]) < float(drift["plain"])
+
+
+@pytest.mark.slow
+def test_choose_tolerance(run):
+    pytest.importorskip("sklearn")
+    accuracies = [float(x) for x in re.findall(r"accuracy ([\d.]+)", run("choose_tolerance.py"))]
+    assert len(accuracies) == 9 and min(accuracies) > 0.9
+
+
+@pytest.mark.slow
+def test_find_the_equation(run):
+    printed = run("find_the_equation.py")
+    assert re.search(
+        r"found:  u' = 1\.3\d u − 0\.[89]\d uv, v' = −1\.[78]\d v \+ 0\.[78]\d uv", printed
+    )
