@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import re
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,12 +90,15 @@ def measure_case(
     device: str,
     budget: float,
     begin: Callable[[Case, str, str], None] = lambda *_: None,
+    patience: float = math.inf,
 ) -> list[Row]:
     """Times of all entries (contender, mode), taking turns.
 
     Args:
-        budget: seconds for the rounds of each entry; at least two, one of the slowest.
+        budget: seconds for the rounds of each entry; at least two. An entry that takes longer than
+            that gets its second call's time.
         begin: called before each entry's first call.
+        patience: seconds after which a first call is given up.
     """
     rows: list[Row] = []
     ready: list[tuple[Row, Task, int, int]] = []
@@ -103,7 +109,8 @@ def measure_case(
         try:
             task = contender.prepare(case, mode, device)
             row.solver = task.solver
-            row.cold, raw = _timed(task.run)
+            with given_up_after(patience):
+                row.cold, raw = _timed(task.run)
             judge(case, row, task, raw, truth)
             row.counts = task.counts(raw)
             del raw
@@ -113,11 +120,13 @@ def measure_case(
         except Exception as error:  # a peer may raise anything; its row says what
             row.note = clean(f"{type(error).__name__}: {error}")
             continue
+        if warm > max(budget, 1.0):
+            row.times.append(warm)
+            continue
         # One more run settles what the first warm one still allocated.
         warm = warm if warm > 1 else max(_timed(task.run)[0], 1e-6)
         repeats = max(1, round(BLOCK / warm))
-        least = 1 if warm > budget else 2
-        rounds = min(ROUNDS, max(least, int(budget / (warm * repeats))))
+        rounds = min(ROUNDS, max(2, int(budget / (warm * repeats))))
         ready.append((row, task, repeats, rounds))
     gc.collect()
     gc.freeze()  # else each collection would walk through all that the libraries hold
@@ -127,6 +136,29 @@ def measure_case(
                 begin(case, row.contender, row.mode)
                 row.times.append(_mean_time(task.run, repeats))
     return rows
+
+
+@contextmanager
+def given_up_after(seconds: float) -> Iterator[None]:
+    """Ends what runs in Python's own code by TimeoutError; compiled code is not interrupted.
+
+    Here a hanging peer costs the time and its row. Else the whole process has to be ended, and the
+    case begun again.
+    """
+    if seconds == math.inf or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"given up after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _timed(run: Callable[[], Any]) -> tuple[float, Any]:

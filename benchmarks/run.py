@@ -35,7 +35,8 @@ class Plan:
         cases, contenders: names.
         threads: numbers of threads, one run each.
         minutes: for all of it; cases that do not fit any more are rows that say so.
-        limit: seconds after which one call of a contender is given up.
+        limit: seconds after which one call of a contender is given up and its process ended; a
+            quarter of it, where its Python can be interrupted.
     """
 
     cases: list[Case]
@@ -132,6 +133,7 @@ class Measuring:
                 "device": self.plan.device,
                 "quick": self.plan.quick,
                 "budget": self.budget,
+                "patience": self.plan.limit / 4,
                 "skip": self.skip,
                 "journal": str(journal),
                 "cache": str(HERE / "results" / "reference"),

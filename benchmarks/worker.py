@@ -90,6 +90,7 @@ def main(job: dict[str, Any]) -> None:
                 job["device"],
                 job["budget"],
                 journal.begin,
+                job["patience"],
             )
             journal.write(event="case", case=case.name, rows=[row.as_dict() for row in rows])
         journal.write(event="done", case=case.name)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.cases import Case, all_cases  # noqa: E402
-from benchmarks.contenders import all_contenders  # noqa: E402
+from benchmarks.contenders import Task, all_contenders  # noqa: E402
 from benchmarks.measure import Row, clean, measure_case  # noqa: E402
 from benchmarks.reference import reference  # noqa: E402
 from benchmarks.report import Result, markdown, ratios, write  # noqa: E402
@@ -120,3 +120,20 @@ def test_one_command_runs_it(tmp_path):
         "pynode compiled",
     }
     assert all(row.times for row in found.rows if row.contender == "pynode torch")
+
+
+def test_a_peer_that_hangs_costs_its_own_row_only(toy):
+    class Hangs:
+        name = "hangs"
+
+        def prepare(self, case, mode, device):
+            def run():
+                while True:
+                    sum(range(1000))
+
+            return Task(run, lambda raw: (None, None), lambda raw: {}, "none")
+
+    entries = [(Hangs(), "forward"), (contender("pynode torch"), "forward")]
+    rows = measure_case(toy, entries, reference(toy), 1, "cpu", budget=0.001, patience=2.0)
+    assert rows[0].note == "TimeoutError: given up after 2 s" and not rows[0].times
+    assert rows[1].times and not rows[1].note
