@@ -137,3 +137,12 @@ def test_a_peer_that_hangs_costs_its_own_row_only(toy):
     rows = measure_case(toy, entries, reference(toy), 1, "cpu", budget=0.001, patience=2.0)
     assert rows[0].note == "TimeoutError: given up after 2 s" and not rows[0].times
     assert rows[1].times and not rows[1].note
+
+
+def test_each_package_is_pinned_in_one_place():
+    """Two pins of one package, and pip installs nothing."""
+    pinned = [
+        {line.split("==")[0].lower().replace("_", "-") for line in path.open() if "==" in line}
+        for path in (ROOT / "constraints.txt", ROOT / "benchmarks" / "constraints.txt")
+    ]
+    assert not pinned[0] & pinned[1]
