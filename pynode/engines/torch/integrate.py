@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from pynode.engines.torch.controller import (
+    STRETCH,
     ErrorNorm,
     maximum,
     to_host,
@@ -140,9 +141,8 @@ class Integrator:
         direction = math.copysign(1.0, stop - t)
         stepper = self.stepper
         begin, count = t, 0
-        # A last step may be stretched a little, so that no sliver is left over.
         sliver = 4 * math.ulp(max(abs(t), abs(stop)))
-        slack = 1.0 + 1e-9 if self.control is None else 1.01
+        slack = 1.0 + 1e-9 if self.control is None else STRETCH
         longest = math.inf if self.control is None else self.control.dt_max
         while (stop - t) * direction > 0:
             dt = self.dt

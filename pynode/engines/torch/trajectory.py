@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -106,9 +107,14 @@ class Trajectory:
         return self._here
 
     def breaks(self, a: float, b: float) -> list[float]:
-        """``a``, the step ends strictly between, and ``b``, in this order."""
+        """``a``, the step ends between, and ``b``, in this order.
+
+        Ends that differ from a or b by rounding are left out: with fixed steps all are such.
+        """
         low, high = sorted((self.direction * a, self.direction * b))
-        inside = self._starts[bisect_right(self._starts, low) : bisect_left(self._starts, high)]
+        apart = 1e-9 * (high - low) + 4 * math.ulp(max(abs(a), abs(b)))
+        begin = bisect_right(self._starts, low + apart)
+        inside = self._starts[begin : bisect_left(self._starts, high - apart)]
         times = [self.direction * t for t in inside]
         return [a, *(times if self.direction * a < self.direction * b else times[::-1]), b]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pynode import solve, solvers
 from pynode.catalogue import SolverInfo
+from pynode.options import StepCallbacks
 
 # Those for states (q, p) have their own problems, in test_symplectic.py.
 SOLVERS = {info.name: info for info in solvers() if not info.separable}
@@ -208,3 +209,19 @@ def test_a_time_that_the_field_names_costs_no_steps(name, float64):
     entry = solve(with_time, torch.tensor([1.0, 0.0]), [0.0, 5.0], **options)
     # The entry t has no error and halves the mean square.
     assert named.stats.accepted <= 1.5 * entry.stats.accepted + 3
+
+
+def test_no_sliver_of_a_step_is_left_over(float64):
+    """A step that would end just before the last time ends on it."""
+    shortest = 1.0
+    for end in np.linspace(1.0, 2.0, 60):
+        sizes: list[float] = []
+        solve(
+            lambda t, y: -y * torch.cos(t),
+            torch.ones(2),
+            [0.0, end],
+            solver="dp5",
+            callbacks=StepCallbacks(accepted=lambda t, z, dt, sizes=sizes: sizes.append(dt)),
+        )
+        shortest = min(shortest, sizes[-1] / sizes[-2])
+    assert shortest > 0.04

@@ -30,6 +30,7 @@ class Call(ctypes.Structure):
         ("rtols", c_void_p), ("atols", c_void_p), ("largest", c_int64),
         ("exponents", c_double * 3), ("safety", c_double), ("shrink", c_double),
         ("grow", c_double), ("dt_min", c_double), ("dt_max", c_double), ("dt", c_double),
+        ("stretch", c_double),
         ("has_dt", c_int64), ("adaptive", c_int64), ("max_steps", c_int64), ("record", c_int64),
         ("first_block", c_int64), ("steps", c_int64), ("step_times", c_void_p),
         ("step_data", c_void_p), ("cotangents", c_void_p), ("final_state", c_void_p),

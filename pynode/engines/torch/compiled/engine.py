@@ -17,6 +17,7 @@ from pynode.dense import DenseOutput
 from pynode.engines.torch.compiled.call import Call, padded, run
 from pynode.engines.torch.compiled.log import CompiledLog
 from pynode.engines.torch.compiled.units import CompiledField, function_of, unit_of
+from pynode.engines.torch.controller import STRETCH
 from pynode.engines.torch.engine import Forward, TorchEngine
 from pynode.engines.torch.failures import explain
 from pynode.engines.torch.integrate import End, stops_between
@@ -247,7 +248,7 @@ def _call(
     call.largest = options.norm == "max"
     call.exponents[:] = CONTROLLERS[options.controller]
     call.safety, call.shrink, call.grow = options.safety, options.shrink, options.grow
-    call.dt_min, call.dt_max = options.dt_min, options.dt_max
+    call.dt_min, call.dt_max, call.stretch = options.dt_min, options.dt_max, STRETCH
     call.adaptive, call.max_steps = options.is_adaptive, options.max_steps
     if options.grid:
         call.has_dt, call.dt = 1, math.inf

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pynode.engines.torch.controller import STRETCH
 from pynode.engines.torch.integrate import End, first_non_finite
 from pynode.engines.torch.per_sample.control import (
     RowErrorNorm,
@@ -250,10 +251,9 @@ class RowIntegrator:
         if self.control is None:
             reach = a.h * (1.0 + 1e-9)
         else:
-            reach = a.h * 1.01
+            reach = a.h * STRETCH
             if self.control.dt_max < math.inf:
                 reach = np.minimum(reach, self.control.dt_max)
-        # A last step may be stretched a little, so that no sliver is left over.
         return reach + a.sliver >= np.abs(a.stop - a.t)
 
     def _refuse(self, lands: np.ndarray) -> bool:

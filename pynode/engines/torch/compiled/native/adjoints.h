@@ -57,7 +57,9 @@ class Trajectory {
   }
   // The step ends strictly between a and b, going from a, with a and b themselves.
   void breaks(double a, double b, std::vector<double>& found) const {
-    const double low = std::min(a, b), high = std::max(a, b);
+    // Ends that differ from a or b by rounding are left out.
+    const double apart = 1e-9 * std::abs(b - a) + 4 * ulp(std::max(std::abs(a), std::abs(b)));
+    const double low = std::min(a, b) + apart, high = std::max(a, b) - apart;
     found.clear();
     found.push_back(a);
     std::int64_t lo = 0, hi = c_.steps;  // the first start strictly beyond the lesser end

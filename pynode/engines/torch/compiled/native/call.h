@@ -23,7 +23,7 @@ struct Call {
   double rtol, atol;
   const void *rtols, *atols;
   std::int64_t largest;
-  double exponents[3], safety, shrink, grow, dt_min, dt_max, dt;
+  double exponents[3], safety, shrink, grow, dt_min, dt_max, dt, stretch;
   std::int64_t has_dt, adaptive, max_steps;
   // Recorded steps: blocks of capacities first, 2 first, 4 first, ...; of each step four numbers
   // (t, t1, last time of evaluation, flags), and its state and stages.

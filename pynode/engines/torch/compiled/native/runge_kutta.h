@@ -279,7 +279,7 @@ class Loop {
   Status stretch(double stop, OnStep& on_step) {
     const double direction = std::copysign(1.0, stop - t_), begin = t_;
     const double sliver = 4 * ulp(std::max(std::abs(t_), std::abs(stop)));
-    const double slack = c_.adaptive ? 1.01 : 1.0 + 1e-9;
+    const double slack = c_.adaptive ? c_.stretch : 1.0 + 1e-9;
     const double longest = c_.adaptive ? c_.dt_max : std::numeric_limits<double>::infinity();
     std::int64_t count = 0;
     while ((stop - t_) * direction > 0) {
