@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,7 +50,9 @@ def hopper(n_series: int = 10_000, observed: int = 30, seed: int = 0) -> Forecas
 def simulate(n_series: int, seed: int) -> Tensor:
     """(B, 200, 14), float32: positions and velocities as MuJoCo has them."""
     try:
-        from dm_control import suite
+        with warnings.catch_warnings():  # that there is no screen; nothing is drawn
+            warnings.simplefilter("ignore")
+            from dm_control import suite
     except ImportError:
         raise InputError(
             "hopper is simulated by dm_control, which is not installed: pip install "
