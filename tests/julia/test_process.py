@@ -79,7 +79,7 @@ def test_ctrl_c_ends_a_long_solve_and_julia_stays_usable():
     assert time.monotonic() - start < 30
 
 
-def julia(folder, command: str, *options: str) -> subprocess.CompletedProcess:
+def julia(folder, command: str, *options: str, flags=()) -> subprocess.CompletedProcess:
     found = runtime.status()
     script = runtime.package_path() / "bin" / "pynode.jl"
     assert found.executable is not None
@@ -88,6 +88,7 @@ def julia(folder, command: str, *options: str) -> subprocess.CompletedProcess:
             found.executable,
             f"--project={found.project}",
             "--startup-file=no",
+            *flags,
             str(script),
             command,
             str(folder),
@@ -123,6 +124,10 @@ def test_an_exported_run_without_python(tmp_path):
         torch.testing.assert_close(
             found["ensemble"]["zs"][1], node(2 * z0, t).reshape(5, -1), rtol=1e-6, atol=1e-7
         )
+    # On two worker processes: the same numbers.
+    done = julia(folder, "ensemble", flags=("-p", "2"))
+    assert "2 trajectories on 2 processes, 0 failed" in done.stdout, done.stderr
+    assert torch.equal(results(folder)["ensemble"]["zs"], found["ensemble"]["zs"])
     before = float((zs - targets).square().mean().detach())
     assert julia(folder, "train", "--epochs", "5", "--lr", "0.05").returncode == 0
     load_parameters(node, folder)
