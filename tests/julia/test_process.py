@@ -43,10 +43,38 @@ def test_order_of_imports(first):
     assert done.returncode == 0
 
 
-def test_threads():
-    code = SOLVE + "import pynode.julia as j; print(j.start().seval('Threads.nthreads()'))"
-    done = python(code, PYTHON_JULIACALL_THREADS="2")
-    assert done.stdout.split()[-2:] == ["0.3679", "2"], done.stderr
+THREADS = """
+import faulthandler, threading
+import torch
+from pynode import julia, solve
+
+faulthandler.dump_traceback_later(300, exit=True)  # needs no lock of the interpreter's
+julia.start()
+from juliacall import Main
+
+def work():
+    z0 = torch.ones(2, dtype=torch.float64)
+    zs = solve(lambda z: -z, z0, [0.0, 1.0], engine="julia").zs
+    Main.GC.gc()
+    print(round(float(zs[-1, 0]), 4), flush=True)
+
+work()
+others = [threading.Thread(target=work) for _ in range(3)]
+for thread in others:
+    thread.start()
+for thread in others:
+    thread.join()
+work()
+print(Main.seval("Threads.nthreads()"))
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_threads_of_python_and_of_julia(threads):
+    """Each of Python's threads solves and collects Julia's garbage, and none waits for ever."""
+    done = python(THREADS, PYTHON_JULIACALL_THREADS=threads)
+    assert done.stdout.split() == ["0.3679"] * 5 + [threads], done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 LONG = """
