@@ -411,7 +411,7 @@ def table(runs: list[Run], chosen: dict[str, Problem], target: float) -> str:
             for r in sorted(best.values(), key=lambda r: r.seconds)
         ]
         if missed:
-            names = ", ".join(f"`{solver}`" for solver, _ in sorted(missed))
+            names = ", ".join(f"`{solver}` ({engine})" for solver, engine in sorted(missed))
             lines.append(f"\nNot reached in the time given: {names}.")
     return "\n".join(lines) + "\n"
 
