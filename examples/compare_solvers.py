@@ -10,6 +10,7 @@ The further to the left a line runs, the cheaper; the steeper, the higher the or
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import time
@@ -233,7 +234,12 @@ def settings(problem: Problem, info: SolverInfo) -> list[tuple[str, dict[str, An
 def curve(
     name: str, problem: Problem, info: SolverInfo, engine: str, truth: Tensor, patience: float
 ) -> list[Run]:
-    runs = []
+    runs: list[Run] = []
+    if (
+        engine == "julia"
+    ):  # compiles a solver at its first solve, which takes longer than any patience
+        with contextlib.suppress(PynodeError):
+            run_once(problem, info.name, engine, settings(problem, info)[0][1])
     for setting, steps in settings(problem, info):
         try:
             z, stats, seconds = run_once(problem, info.name, engine, steps)
@@ -258,10 +264,10 @@ def suits(info: SolverInfo, problem: Problem) -> bool:
     return info.stiff == problem.stiff and not (problem.stiff and not info.adaptive)
 
 
-def engines_at_hand() -> list[str]:
-    """The engines that the catalogue names and that can solve something on this machine."""
+def engines_at_hand(names: list[str]) -> list[str]:
+    """Those of the engines that can solve something on this machine."""
     found = []
-    for engine in dict.fromkeys(e for info in solvers() for e in info.engines):
+    for engine in names:
         try:
             solve(lambda t, z: -z, torch.ones(1), [0.0, 1.0], engine=engine)
             found.append(engine)
@@ -405,7 +411,7 @@ def table(runs: list[Run], chosen: dict[str, Problem], target: float) -> str:
             for r in sorted(best.values(), key=lambda r: r.seconds)
         ]
         if missed:
-            names = ", ".join(f"`{solver}`" for solver, _ in sorted(missed))
+            names = ", ".join(f"`{solver}` ({engine})" for solver, engine in sorted(missed))
             lines.append(f"\nNot reached in the time given: {names}.")
     return "\n".join(lines) + "\n"
 
@@ -414,11 +420,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("results/compare"))
     parser.add_argument("--problems", nargs="+", choices=list(problems()), metavar="NAME")
+    engines = list(dict.fromkeys(engine for info in solvers() for engine in info.engines))
+    parser.add_argument("--engines", nargs="+", choices=engines, default=engines)
     parser.add_argument("--patience", type=float, default=0.6, help="longest solve, seconds")
     parser.add_argument("--target", type=float, default=1e-5, help="error for the table")
     arguments = parser.parse_args()
     chosen = {k: v for k, v in problems().items() if k in (arguments.problems or problems())}
-    engines, runs = engines_at_hand(), []
+    engines, runs = engines_at_hand(arguments.engines), []
     for name, problem in chosen.items():
         truth = reference(problem)
         for info in (info for info in solvers() if suits(info, problem)):

@@ -257,7 +257,7 @@ def checked(events: Any) -> tuple[Event, ...]:
     """
     if isinstance(events, Event):
         return (events,)
-    if events is None:
+    if events is None or events == ():
         return ()
     if not isinstance(events, Sequence) or not all(isinstance(e, Event) for e in events):
         raise InputError("events must be a sequence of pynode.Event")

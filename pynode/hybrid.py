@@ -80,6 +80,8 @@ def _run_per_sample(problem: ODEProblem, options: SolveOptions) -> Solution:
 
 def _with_knots(problem: ODEProblem, options: SolveOptions) -> SolveOptions:
     """Options whose steps end where the controls among args ask for it."""
+    if problem.args is None:
+        return options
     found = controls(problem.args)
     if found and options.step_control != "joint":
         raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -228,14 +227,14 @@ class SolveOptions:
                 f"controller={self.controller!r} and safety={self.safety!r} have no meaning for "
                 "fbdf, which chooses order and step size together: leave them out"
             )
-        if backward.stiff and self.engine == "julia":
-            if self.sensitivity in ("backsolve", "interpolating"):
-                warnings.warn(
-                    f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} "
-                    "solves linear systems of the size of all parameters: 'gauss' is far faster",
-                    stacklevel=4,
-                )
-        elif backward.stiff and self.sensitivity == "backsolve":
+        joint = self.sensitivity in ("backsolve", "interpolating")
+        if backward.stiff and self.engine == "julia" and joint:
+            raise InputError(
+                f"sensitivity={self.sensitivity!r} with the stiff solver {backward.name} would "
+                "solve linear systems of the size of all parameters in Julia: use 'gauss' or "
+                "'quadrature', or give an explicit adjoint_solver"
+            )
+        if backward.stiff and self.sensitivity == "backsolve":
             raise InputError(
                 f"sensitivity='backsolve' with the stiff solver {backward.name} would need a "
                 "Jacobian of state and adjoint together, and integrate backwards what decays "

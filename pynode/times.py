@@ -71,8 +71,7 @@ class Times:
         return self.t[:, 0], firsts[0]
 
     def _span(self, rows: list[list[float]]) -> tuple[float, float]:
-        low = min(min(row) for row in rows)
-        high = max(max(row) for row in rows)
+        low, high = min(map(min, rows)), max(map(max, rows))
         if low < self.start < high:
             raise InputError(
                 f"t0={self.start:g} lies between the times ({low:g} to {high:g}): all times must "
@@ -205,7 +204,8 @@ def _finite_rows(t: Tensor, values: list[Any]) -> list[list[float]]:
             "share, or (B, T) or a list of 1-D tensors for each sample's own"
         )
     if t.ndim == 1:
-        if not all(map(math.isfinite, values)):
+        # The sum is quicker to look at; where it is infinite it may only have overflowed.
+        if not (math.isfinite(sum(values)) or all(map(math.isfinite, values))):
             raise InputError("times hold NaN or infinity: shared times must be finite")
         return [values]
     rows = []
@@ -222,6 +222,8 @@ def _finite_rows(t: Tensor, values: list[Any]) -> list[list[float]]:
 
 
 def _as_tensor(t: Any) -> Tensor:
+    if isinstance(t, Tensor):
+        return _real(t)
     if isinstance(t, Sequence) and any(isinstance(row, Tensor) for row in t):
         rows = [_real(row) for row in t]
         dimensions = {row.ndim for row in rows}

@@ -361,3 +361,11 @@ def test_import_starts_nothing_and_is_light():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[-1] == "[]"
     assert pynode.__version__
+
+
+@pytest.mark.parametrize("sensitivity", ["interpolating", "backsolve"])
+def test_joint_adjoints_by_implicit_methods_are_refused_in_julia(sensitivity):
+    options = {"engine": "julia", "solver": "rodas5p", "sensitivity": sensitivity}
+    with pytest.raises(InputError, match="'gauss' or 'quadrature'"):
+        NeuralODE(nn.Linear(2, 2), **options)
+    NeuralODE(nn.Linear(2, 2), adjoint_solver="tsit5", **options)

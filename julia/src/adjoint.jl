@@ -32,6 +32,10 @@ function gradient(
         ArgumentError("sensitivity $(repr(sensitivity)) is not one of $(join(sensitivities(), ", "))"))
     fwd.sol.dense || throw(ArgumentError("the solve kept no dense output: solve with keep = true"))
     alg = solver === nothing ? adjoint_algorithm(fwd.sol.alg) : solver_info(solver).make()
+    # The Jacobians of these two are of state and parameters together; the pattern in `alg` is of the state alone.
+    implicit = fwd.sol.prob.f.jac_prototype !== nothing && (solver === nothing || solver_info(solver).stiff)
+    implicit && sensitivity in ("interpolating", "backsolve") &&
+        throw(ArgumentError("$sensitivity by an implicit method would solve linear systems of the size of all parameters: take gauss or quadrature"))
     alg isa FBDF && throw(ArgumentError("the adjoint jumps at the output times, which fbdf, a multistep method, does not follow: take rodas5p"))
     !adaptive && dt === nothing && throw(ArgumentError("fixed steps of the adjoint need dt"))
     du0, dp = adjoint_sensitivities(

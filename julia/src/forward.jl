@@ -49,24 +49,30 @@ function forward(
     ) where {T <: AbstractFloat}
     info = solver_info(solver)
     times = check_times(ts)
-    adapts = something(adaptive, info.adaptive)
-    !adapts && dt === nothing && throw(ArgumentError("$solver takes fixed steps here: give dt"))
-    span = times[end] - times[1]
     f, counts = odefunction(field, length(u0), T, info.stiff)
     problem = ODEProblem(f, u0, (times[1], times[end]), p)
-    # Every keyword is always given, each of one type: a new set of them would be compiled anew.
-    stops = info.lands ? union(times[2:end], tstops) : tstops
-    sol = solve(
-        problem, info.make(); reltol = Float64(rtol), abstol = Float64(atol), adaptive = adapts,
-        maxiters = Int(max_steps), tstops = collect(Float64, stops),
-        dt = dt === nothing ? nothing : copysign(Float64(dt), span),
-        dtmax = dt_max === nothing ? span : copysign(min(Float64(dt_max), abs(span)), span),
-        dense = keep, save_everystep = keep, save_start = true, saveat = keep ? Float64[] : times, verbose = SILENT,
-    )
+    sol = solve(problem, info.make(); solve_keywords(info, times; solver, rtol, atol, dt, adaptive, max_steps, dt_max, tstops, keep)...)
     retcode = get(RETCODES, sol.retcode, lowercase(string(sol.retcode)))
     stats = Stats(counts.rhs, sol.stats.naccept, sol.stats.nreject, sol.stats.njacs)
     zs = keep ? read_off(sol, times, length(u0), T) : saved(sol, times, length(u0), T)
     return Forward(zs, times, sol, field, retcode, stats, counts)
+end
+
+"""
+The options of `forward` as keywords of SciML's `solve`. Every keyword is always given, each of one type: a
+new set of them would be compiled anew.
+"""
+function solve_keywords(info, times; solver, rtol, atol, dt, adaptive, max_steps, dt_max, tstops, keep)
+    adapts = something(adaptive, info.adaptive)
+    !adapts && dt === nothing && throw(ArgumentError("$solver takes fixed steps here: give dt"))
+    span = times[end] - times[1]
+    stops = info.lands ? union(times[2:end], tstops) : tstops
+    return (;
+        reltol = Float64(rtol), abstol = Float64(atol), adaptive = adapts, maxiters = Int(max_steps),
+        tstops = collect(Float64, stops), dt = dt === nothing ? nothing : copysign(Float64(dt), span),
+        dtmax = dt_max === nothing ? span : copysign(min(Float64(dt_max), abs(span)), span),
+        dense = keep, save_everystep = keep, save_start = true, saveat = keep ? Float64[] : times, verbose = SILENT,
+    )
 end
 
 function check_times(ts)

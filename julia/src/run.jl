@@ -12,7 +12,7 @@ using Printf: @sprintf
 using SciMLBase: EnsembleDistributed, EnsembleProblem, EnsembleSerial, EnsembleThreads, ODEProblem, remake, solve
 using TOML: TOML
 
-using ..PyNode: PyNode, SILENT, Forward, ProgramError, ProgramField, forward, gradient, load_field, odefunction, refuse,
+using ..PyNode: PyNode, Forward, ProgramError, ProgramField, forward, gradient, load_field, odefunction, refuse,
     solver_info
 
 const USAGE = """
@@ -201,7 +201,7 @@ function ensemble_command(run::Exported, _)
 end
 
 function trajectories(run, z0s, p, ps)
-    o, ts, folder = solving(run), Float64.(run.data["ts"]), run.folder
+    o, ts = solving(run), PyNode.check_times(run.data["ts"])
     info = solver_info(o.solver)
     f, _ = odefunction(run.field, size(z0s, 1), eltype(z0s), info.stiff)
     base = ODEProblem(f, z0s[:, 1], (ts[1], ts[end]), p)
@@ -218,8 +218,8 @@ function trajectories(run, z0s, p, ps)
     way = nprocs() > 1 ? EnsembleDistributed() : Threads.nthreads() > 1 ? EnsembleThreads() : EnsembleSerial()
     nprocs() > 1 && remotecall_eval(Main, workers(), :(using PyNode))
     many = solve(
-        EnsembleProblem(base; prob_func, output_func), info.make(), way; trajectories = size(z0s, 2), reltol = o.rtol,
-        abstol = o.atol, maxiters = o.max_steps, saveat = ts, save_everystep = false, dense = false, verbose = SILENT,
+        EnsembleProblem(base; prob_func, output_func), info.make(), way; trajectories = size(z0s, 2),
+        PyNode.solve_keywords(info, ts; o..., keep = false)...,
     )
     return collect(many.u)
 end

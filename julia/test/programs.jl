@@ -93,6 +93,9 @@ end
         @test fwd.stats.jacobians > 0
         g = gradient(fwd, cotangents(fwd.zs); sensitivity = "gauss", rtol = 1.0e-8, atol = 1.0e-12)
         @test all(isfinite, g.p)
+        for sensitivity in ("interpolating", "backsolve")
+            @test_throws "take gauss or quadrature" gradient(fwd, cotangents(fwd.zs); sensitivity)
+        end
     end
 end
 

@@ -1,14 +1,19 @@
 # The command line on an exported folder, without Python.
 
-using NPZ, TOML
+using Distributed, NPZ, TOML
 
-function exported(folder; name = "mlp_batch.json", more...)
+const EXPORTED_OPTIONS = """solver = "tsit5"
+rtol = 1e-8
+atol = 1e-10
+"""
+
+function exported(folder; name = "mlp_batch.json", options = EXPORTED_OPTIONS, more...)
     mkpath(folder)
     field, z, p, _ = mlp(name)
-    cp(joinpath(@__DIR__, "golden", name), joinpath(folder, "field.json"))
+    cp(joinpath(@__DIR__, "golden", name), joinpath(folder, "field.json"); force = true)
     ts = [0.0, 0.4, 1.1]
     npzwrite(joinpath(folder, "data.npz"), Dict("z0" => z, "p" => p, "ts" => ts, (String(k) => v for (k, v) in more)...))
-    write(joinpath(folder, "problem.toml"), "format = \"pynode-run\"\nversion = 1\nsolver = \"tsit5\"\nsensitivity = \"gauss\"\nrtol = 1e-8\natol = 1e-10\n")
+    write(joinpath(folder, "problem.toml"), "format = \"pynode-run\"\nversion = 1\nsensitivity = \"gauss\"\n" * options)
     return field, z, p, ts
 end
 
@@ -44,5 +49,38 @@ quietly(arguments...) = redirect_stderr(() -> redirect_stdout(() -> PyNode.Run.m
         @test quietly("train", folder, "--epochs", "none") == 2
         write(joinpath(folder, "problem.toml"), "format = ")
         @test quietly("solve", folder) == 2
+    end
+end
+
+"""The states of the ensemble in `folder`, by the command."""
+function members(folder)
+    rm(joinpath(folder, "ensemble.npz"); force = true)
+    @test quietly("ensemble", folder) == 0
+    return npzread(joinpath(folder, "ensemble.npz"))["zs"]
+end
+
+@testset "ensembles" begin
+    mktempdir() do folder
+        field, z, p, ts = exported(folder)
+        z0s = 0.1 .* randn(7, length(z))
+        @testset "options are those of a solve: $solver" for (solver, options) in (
+                ("euler", "adaptive = false\ndt = 0.01\n"), ("tsit5", "dt_max = 0.01\n"), ("kvaerno5", ""),
+            )
+            exported(folder; z0s, options = "solver = \"$solver\"\n" * options)
+            zs = members(folder)
+            o = PyNode.Run.solving(PyNode.Run.read_folder(folder))
+            @test permutedims(zs[3, :, :]) == forward(field, z0s[3, :], p, ts; o..., keep = false).zs
+        end
+        @testset "by processes as in this one" begin
+            exported(folder; z0s, ps = [(0.5 + i / 10) * x for i in 1:7, x in p])
+            here = members(folder)
+            processes = addprocs(2)
+            try
+                @test members(folder) == here
+                @test all(id -> remotecall_fetch(() -> PyNode.CALLS[], id) > 0, processes)  # both have worked
+            finally
+                rmprocs(processes)
+            end
+        end
     end
 end

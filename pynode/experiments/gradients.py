@@ -126,7 +126,8 @@ def _sensitivities(method: str, engine: str) -> list[str]:
     if engine not in info.engines:
         return []
     names = [s.name for s in sensitivities() if engine in s.engines]
-    return [s for s in names if not (info.stiff and s in ("backsolve", "reversible"))]
+    without = {"backsolve", "reversible"} | ({"interpolating"} if engine == "julia" else set())
+    return [s for s in names if not (info.stiff and s in without)]
 
 
 def _tolerances(spec: Spec, method: str) -> Iterator[dict[str, Any]]:

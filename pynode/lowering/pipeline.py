@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -30,6 +31,9 @@ from pynode.lowering.program import Program
 from pynode.lowering.trace import PROGRAMS, TAKES_LAM, Traced, trace
 from pynode.lowering.views import Node, Value, View
 from pynode.solution import Statistics
+
+_one_thread = threading.RLock()
+"""torch.fx replaces functions of the whole process while it traces."""
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -71,12 +75,13 @@ def lower(
         )
     z0 = z0.detach().clone()  # which may have been made in inference mode
     originals = parameters_of(field, z0, t0, tensors)
-    kept = cache.recall(field, z0, originals)
-    missing = [name for name in which if kept is None or name not in kept.programs]
-    if missing:
-        new = _lower_anew(field, originals, z0, t0, missing, check)
-        kept = new if kept is None else new.joined(kept)
-        cache.keep(field, z0, originals, kept)
+    with _one_thread:
+        kept = cache.recall(field, z0, originals)
+        missing = [name for name in which if kept is None or name not in kept.programs]
+        if missing:
+            new = _lower_anew(field, originals, z0, t0, missing, check)
+            kept = new if kept is None else new.joined(kept)
+            cache.keep(field, z0, originals, kept)
     assert kept is not None
     return replace(kept, tensors=tuple(originals))
 

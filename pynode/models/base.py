@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from pynode import catalogue
 from pynode.data.series import IrregularSeries
 from pynode.errors import InputError
 from pynode.solution import Statistics
@@ -216,6 +217,13 @@ def query_times(at: Tensor, observed: IrregularSeries) -> Tensor:
     if bool((times[:, 1:] < times[:, :-1]).any()):
         raise InputError("the times in at must increase: sort them")
     return times
+
+
+def sensitivity_for(engine: str) -> str:
+    """``"discrete"``, whose cost does not grow with the number of distinct times, or, for an engine
+    that does not have it, ``"gauss"``."""
+    engines = catalogue.sensitivity("discrete").engines
+    return "discrete" if engine in engines else "gauss"
 
 
 def require_positive(**numbers: float | Sequence[float]) -> None:

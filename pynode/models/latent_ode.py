@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pynode.errors import InputError
-from pynode.models.base import GaussianLikelihood, require_positive
+from pynode.models.base import GaussianLikelihood, require_positive, sensitivity_for
 from pynode.models.fields import MLPField, mlp
 from pynode.models.recognition import ODERNNEncoder, RNNEncoder
 from pynode.models.variational import VariationalModel
@@ -43,7 +43,8 @@ class LatentODE(VariationalModel):
         sigma: initial standard deviation of the likelihood, which is learned.
         sigma_min: it never falls below this, see :class:`pynode.models.base.GaussianLikelihood`.
         solver, rtol, atol, engine, options: of :class:`pynode.NeuralODE`; sensitivity is
-            ``"discrete"`` by default, whose cost does not grow with the number of distinct times.
+            ``"discrete"`` by default, whose cost does not grow with the number of distinct times,
+            ``"gauss"`` by the julia engine.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class LatentODE(VariationalModel):
         if encoder_options and encoder == "rnn":
             raise InputError("encoder_options are of the 'ode_rnn' encoder; 'rnn' has no ODE")
         self.time_scale = time_scale
-        options = {"sensitivity": "discrete", **options}
+        options = {"sensitivity": sensitivity_for(engine), **options}
         options |= {"rtol": rtol, "atol": atol, "engine": engine}
         self.encoder: RNNEncoder | ODERNNEncoder
         if encoder == "rnn":

@@ -15,6 +15,7 @@ from pynode.models.base import (
     SeriesModel,
     query_times,
     require_positive,
+    sensitivity_for,
 )
 from pynode.models.fields import MLPField
 from pynode.models.gap_flow import GapFlow
@@ -39,7 +40,8 @@ class ODERNN(SeriesModel):
         sigma: initial standard deviation of the likelihood, which is learned, see
             :class:`pynode.models.base.OneStepLikelihood`.
         sigma_min: it never falls below this, see :class:`pynode.models.base.GaussianLikelihood`.
-        solver, rtol, atol, engine, options: of :class:`pynode.NeuralODE`. ``dt`` is a share of a
+        solver, rtol, atol, engine, options: of :class:`pynode.NeuralODE`; sensitivity is
+            ``"discrete"`` by default, ``"gauss"`` by the julia engine. ``dt`` is a share of a
             gap, see :class:`pynode.models.gap_flow.GapFlow`.
     """
 
@@ -66,7 +68,7 @@ class ODERNN(SeriesModel):
         self.readout = nn.Linear(hidden, coordinates)
         self.first = nn.Parameter(torch.zeros(hidden))
         self.likelihood = OneStepLikelihood(coordinates, sigma, sigma_min)
-        options = {"sensitivity": "discrete", **options}
+        options = {"sensitivity": sensitivity_for(engine), **options}
         options |= {"solver": solver, "rtol": rtol, "atol": atol, "engine": engine}
         self.flow = GapFlow(MLPField(hidden, field_hidden, layers=field_layers), **options)
 

@@ -43,10 +43,38 @@ def test_order_of_imports(first):
     assert done.returncode == 0
 
 
-def test_threads():
-    code = SOLVE + "import pynode.julia as j; print(j.start().seval('Threads.nthreads()'))"
-    done = python(code, PYTHON_JULIACALL_THREADS="2")
-    assert done.stdout.split()[-2:] == ["0.3679", "2"], done.stderr
+THREADS = """
+import faulthandler, threading
+import torch
+from pynode import julia, solve
+
+faulthandler.dump_traceback_later(300, exit=True)  # needs no lock of the interpreter's
+julia.start()
+from juliacall import Main
+
+def work():
+    z0 = torch.ones(2, dtype=torch.float64)
+    zs = solve(lambda z: -z, z0, [0.0, 1.0], engine="julia").zs
+    Main.GC.gc()
+    print(round(float(zs[-1, 0]), 4), flush=True)
+
+work()
+others = [threading.Thread(target=work) for _ in range(3)]
+for thread in others:
+    thread.start()
+for thread in others:
+    thread.join()
+work()
+print(Main.seval("Threads.nthreads()"))
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_threads_of_python_and_of_julia(threads):
+    """Each of Python's threads solves and collects Julia's garbage, and none waits for ever."""
+    done = python(THREADS, PYTHON_JULIACALL_THREADS=threads)
+    assert done.stdout.split() == ["0.3679"] * 5 + [threads], done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 LONG = """
@@ -79,7 +107,7 @@ def test_ctrl_c_ends_a_long_solve_and_julia_stays_usable():
     assert time.monotonic() - start < 30
 
 
-def julia(folder, command: str, *options: str) -> subprocess.CompletedProcess:
+def julia(folder, command: str, *options: str, flags=()) -> subprocess.CompletedProcess:
     found = runtime.status()
     script = runtime.package_path() / "bin" / "pynode.jl"
     assert found.executable is not None
@@ -88,6 +116,7 @@ def julia(folder, command: str, *options: str) -> subprocess.CompletedProcess:
             found.executable,
             f"--project={found.project}",
             "--startup-file=no",
+            *flags,
             str(script),
             command,
             str(folder),
@@ -123,6 +152,10 @@ def test_an_exported_run_without_python(tmp_path):
         torch.testing.assert_close(
             found["ensemble"]["zs"][1], node(2 * z0, t).reshape(5, -1), rtol=1e-6, atol=1e-7
         )
+    # On two worker processes: the same numbers.
+    done = julia(folder, "ensemble", flags=("-p", "2"))
+    assert "2 trajectories on 2 processes, 0 failed" in done.stdout, done.stderr
+    assert torch.equal(results(folder)["ensemble"]["zs"], found["ensemble"]["zs"])
     before = float((zs - targets).square().mean().detach())
     assert julia(folder, "train", "--epochs", "5", "--lr", "0.05").returncode == 0
     load_parameters(node, folder)

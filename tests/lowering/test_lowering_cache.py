@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -146,3 +148,22 @@ def test_lowering_where_gradients_are_off(mode) -> None:
     with mode():
         lowered = run(model, torch.randn(3, 2), which=("f", "vjp_z"))
     assert set(lowered.programs) == {"f", "vjp_z"}
+
+
+def test_fields_are_lowered_from_several_threads_at_once():
+    z0, threads = torch.ones(3), 4
+    together = threading.Barrier(threads)
+    found: list[float] = []
+
+    def work(k: float) -> None:
+        field = FlatField(lambda t, z: torch.tanh(k * z) * t, StateLayout(z0), None, Statistics())
+        together.wait()
+        found.append(len(lower(field, z0).programs))
+
+    for _ in range(3):
+        others = [threading.Thread(target=work, args=(float(k),)) for k in range(threads)]
+        for thread in others:
+            thread.start()
+        for thread in others:
+            thread.join()
+    assert len(found) == 3 * threads

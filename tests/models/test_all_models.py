@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pynode import NeuralODE
 from pynode.data import spirals
 from pynode.data.series import IrregularSeries
 from pynode.errors import InputError
@@ -245,6 +246,15 @@ def test_bad_input(variant: str, ragged_series: IrregularSeries) -> None:
     if not model.trainable:
         with pytest.raises(InputError, match="nothing to train"):
             model.loss(ragged_series)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "ode" in v])
+def test_a_model_can_be_built_for_the_julia_engine(variant: str) -> None:
+    """Which has other sensitivities; Julia is not started by that."""
+    name, hyper = VARIANTS[variant]
+    model = build(name, 2, engine="julia", **hyper)
+    nodes = [m for m in model.modules() if isinstance(m, NeuralODE)]
+    assert nodes and {n.options.engine for n in nodes} == {"julia"}
 
 
 def test_build_says_what_is_wrong() -> None:

@@ -56,7 +56,7 @@ def flat(tensors: list[Tensor], like: Tensor) -> Tensor:
     """Present values as one vector (P,) of the dtype of ``like``."""
     if not tensors:
         return like.new_empty(0)
-    return torch.cat([x.detach().reshape(-1) for x in tensors]).to(like.dtype)
+    return torch.cat([x.flatten() for x in tensors]).detach().to(like.dtype)
 
 
 def split(vector: Tensor, tensors: list[Tensor]) -> list[Tensor]:

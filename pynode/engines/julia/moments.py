@@ -24,7 +24,10 @@ class Moments:
         found = {times.start}.union(*rows)
         if times.per_sample:
             found = {t for t in found if not math.isnan(t)}
-        ordered = sorted(found, reverse=times.direction < 0)
+        if rows[0][0] == times.start and len(rows[0]) == len(found):
+            ordered = rows[0]  # in order already, as Times has seen to
+        else:
+            ordered = sorted(found, reverse=times.direction < 0)
         self.values = array("d", ordered)
         self._layout = layout
         self._per_sample = times.per_sample

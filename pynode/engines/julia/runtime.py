@@ -7,6 +7,8 @@ that ``pynode julia install`` found or installed, in an environment of its own b
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import importlib
 import os
 import re
@@ -297,7 +299,30 @@ def _load() -> Any:
         ) from error
     if threaded:
         _take_back_interrupts()
+    _let_other_threads_collect(main)
     return main.PyNode
+
+
+def _let_other_threads_collect(main: Any) -> None:
+    """Tell Julia that its first thread, this one, runs no Julia code while it runs Python code.
+
+    Else a garbage collection in another thread's call waits for this thread to get to a safe point,
+    and this one for the interpreter's lock, which the other holds: for ever. Every way into Julia
+    (a ``@cfunction``) takes it back on entering and says it again on leaving.
+    """
+    if main.seval("Threads.threadid()") != 1:
+        raise JuliaError(
+            "Julia was started by another thread, which imported juliacall: call "
+            "pynode.julia.start() in that thread first"
+        )
+    enter, leave = (main.seval(f"UInt(cglobal(:jl_gc_safe_{x}))") for x in ("enter", "leave"))
+    before = ctypes.PYFUNCTYPE(ctypes.c_int8)(enter)()
+    thread = threading.get_ident()
+
+    @atexit.register  # runs before juliacall's, which ends Julia and was registered earlier
+    def _end() -> None:
+        if threading.get_ident() == thread:
+            ctypes.PYFUNCTYPE(None, ctypes.c_int8)(leave)(before)
 
 
 def _take_back_interrupts() -> None:
