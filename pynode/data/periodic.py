@@ -50,13 +50,17 @@ def periodic(
     if not (math.isfinite(noise) and noise >= 0):
         raise InputError(f"noise={noise}: a standard deviation is a finite number, 0 or more")
     grid = torch.Generator().manual_seed(0)
-    inside = WINDOW * torch.rand(window_points, generator=grid).sort().values
-    beyond = WINDOW * (1 + torch.rand(beyond_points, generator=grid).sort().values)
+    inside = WINDOW * torch.rand(window_points, generator=grid, dtype=torch.float32).sort().values
+    beyond = WINDOW * (
+        1 + torch.rand(beyond_points, generator=grid, dtype=torch.float32).sort().values
+    )
     times = torch.cat([inside, beyond]).expand(n_series, -1)
 
     generator = torch.Generator().manual_seed(seed)
-    frequency = LOW + (HIGH - LOW) * torch.rand(n_series, 1, generator=generator)
-    offset = OFFSET + OFFSET_SD * torch.randn(n_series, 1, generator=generator)
+    frequency = LOW + (HIGH - LOW) * torch.rand(
+        n_series, 1, generator=generator, dtype=torch.float32
+    )
+    offset = OFFSET + OFFSET_SD * torch.randn(n_series, 1, generator=generator, dtype=torch.float32)
     x = (offset + (2 * math.pi * frequency * times).sin()).unsqueeze(-1)
     clean = IrregularSeries(times, x, torch.ones_like(x, dtype=torch.bool))
     return seen_in_window(clean, window_points, observed, WINDOW, noise, generator)
@@ -72,11 +76,13 @@ def seen_in_window(
 ) -> ForecastTask:
     """The task of which ``observed`` of the first ``window_points`` points are seen, each series'
     own, all coordinates, with noise."""
-    chosen = torch.rand(len(clean), window_points, generator=generator).argsort(dim=1)
+    chosen = torch.rand(
+        len(clean), window_points, generator=generator, dtype=torch.float32
+    ).argsort(dim=1)
     chosen = chosen[:, :observed].sort(dim=1).values
     wide = chosen.unsqueeze(-1).expand(-1, -1, clean.coordinates)
     seen = clean.values.gather(1, wide)
-    seen = seen + noise * torch.randn(seen.shape, generator=generator)
+    seen = seen + noise * torch.randn(seen.shape, generator=generator, dtype=torch.float32)
     times = clean.times.gather(1, chosen)
     series = IrregularSeries(times, seen, torch.ones_like(seen, dtype=torch.bool))
     return ForecastTask(series, clean, window)

@@ -101,10 +101,12 @@ def spirals(
     x = _positions(t, clockwise).float()
     times = (torch.arange(count).double() * step).float().expand(n_series, -1)
 
-    chosen = torch.rand(n_series, window_points, generator=generator).argsort(dim=1)
+    chosen = torch.rand(n_series, window_points, generator=generator, dtype=torch.float32).argsort(
+        dim=1
+    )
     chosen = chosen[:, :observed].sort(dim=1).values
     seen = x.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 2))
-    seen = seen + noise * torch.randn(seen.shape, generator=generator)
+    seen = seen + noise * torch.randn(seen.shape, generator=generator, dtype=torch.float32)
     return ForecastTask(
         observed=IrregularSeries(times.gather(1, chosen), seen, _kept(seen, missing, generator)),
         clean=IrregularSeries(times, x, torch.ones_like(x, dtype=torch.bool)),
@@ -123,7 +125,7 @@ def _positions(t: Tensor, clockwise: Tensor) -> Tensor:
 
 def _kept(values: Tensor, missing: float, generator: torch.Generator) -> Tensor:
     """Which coordinates stay: all but a random share, and at least one of each observation."""
-    draw = torch.rand(values.shape, generator=generator)
+    draw = torch.rand(values.shape, generator=generator, dtype=torch.float32)
     return (draw >= missing) | (draw == draw.max(dim=-1, keepdim=True).values)
 
 

@@ -57,3 +57,9 @@ def test_hopper_is_the_published_task():
     inside = (values - task.clean.values)[:, :100].square().mean().item()
     assert inside == pytest.approx(1.9e-3, rel=0.5)
     assert torch.equal(task.clean.values, hopper(40, observed=10, seed=0).clean.values)
+
+
+def test_the_default_dtype_changes_nothing(float64):
+    task = periodic(4, seed=3)
+    torch.set_default_dtype(torch.float32)
+    assert torch.equal(task.observed.values, periodic(4, seed=3).observed.values)

@@ -163,3 +163,12 @@ def test_a_task_must_fit_together(task: ForecastTask) -> None:
         ForecastTask(task.observed[:3], task.clean, task.window)
     with pytest.raises(InputError, match="beyond the end of the window"):
         ForecastTask(task.observed, task.clean, 1.0)
+
+
+def test_the_default_dtype_changes_nothing(float64):
+    task = spirals(6, seed=3)
+    torch.set_default_dtype(torch.float32)
+    again = spirals(6, seed=3)
+    assert task.observed.values.dtype == torch.float32
+    assert torch.equal(task.observed.values, again.observed.values)
+    assert torch.equal(task.observed.mask, again.observed.mask)
