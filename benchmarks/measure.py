@@ -109,7 +109,7 @@ def measure_case(
         try:
             task = contender.prepare(case, mode, device)
             row.solver = task.solver
-            with given_up_after(patience):
+            with given_up_after(math.inf if contender.compiles else patience):
                 row.cold, raw = _timed(task.run)
             judge(case, row, task, raw, truth)
             row.counts = task.counts(raw)

@@ -70,7 +70,9 @@ def environment(threads: int) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": n,
         "PYTHON_JULIACALL_THREADS": n,
         "JAX_ENABLE_X64": "1",
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])
+        ),
         # Large blocks go back to the system when freed, so that peaks are those of one call.
         "MALLOC_TRIM_THRESHOLD_": "131072",
     }

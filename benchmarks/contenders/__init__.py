@@ -43,10 +43,12 @@ class Contender:
     Attributes:
         name: how the report calls it.
         package: the distribution whose version is reported.
+        compiles: its first call may take minutes, so that it is given up by the hard limit alone.
     """
 
     name: str
     package: str
+    compiles: bool = False
 
     def missing(self, device: str) -> str:
         """Why it cannot run here; empty if it can. Imports the library."""

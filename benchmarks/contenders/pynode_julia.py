@@ -18,6 +18,8 @@ class PynodeJulia(PynodeTorch):
         single: solve in Float32 cases that the others solve in float64.
     """
 
+    compiles = True
+
     def __init__(self, single: bool) -> None:
         name = "pynode julia Float32" if single else "pynode julia"
         super().__init__(name, KINDS, STIFF, "rodas5p", engine="julia")

@@ -79,6 +79,8 @@ class PynodeTorch(Contender):
 class PynodeCompiled(PynodeTorch):
     """Whole solves in machine code: ``compile=True``. Its cold time is mostly the compiler's."""
 
+    compiles = True
+
     def missing(self, device: str) -> str:
         failure = super().missing(device)
         if failure:

@@ -124,7 +124,7 @@ def test_one_command_runs_it(tmp_path):
 
 def test_a_peer_that_hangs_costs_its_own_row_only(toy):
     class Hangs:
-        name = "hangs"
+        name, compiles = "hangs", False
 
         def prepare(self, case, mode, device):
             def run():
