@@ -349,7 +349,7 @@ def draw(runs: list[Run], chosen: dict[str, Problem], work: str, label: str) -> 
         axes.set_axis_off()
     explicit = [name for name in FAMILIES if name.startswith("explicit")]
     others = [name for name in FAMILIES if name not in explicit]
-    for names, place in ((explicit, (-0.2, 0.5)), (others, (0.42, 0.5))):
+    for names, place in ((explicit, (-0.02, 0.5)), (others, (0.52, 0.5))):
         grid[len(chosen)].add_artist(
             Legend(
                 grid[len(chosen)],

@@ -34,6 +34,12 @@ def test_every_number_of_observed_points_is_learned_from_and_tested():
     assert torch.equal(data.tests[10].clean.values, data.tests[50].clean.values)
 
 
+def test_the_hopper_has_a_demo_of_its_own():
+    assert series.scales("hopper")["demo"].series == 1000
+    assert series.scales("toy") == series.SCALES
+    assert series.scales("hopper")["paper"].series == 10_000
+
+
 def test_a_latent_ode_learns_to_fill_in(tmp_path):
     """A little of it: the whole takes minutes."""
     spec = replace(SMALL, series=80, batch_size=72, lr=0.03)
