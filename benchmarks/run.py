@@ -291,7 +291,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     name = f"{plan.device}-{'quick' if options.quick else 'full'}"
     if options.add:
-        result = result.beside(report.Result.load_json(options.out / f"{name}.json"))
+        try:
+            result = result.beside(report.Result.load_json(options.out / f"{name}.json"))
+        except (OSError, ValueError) as error:
+            print(f"not added: {error}", file=sys.stderr)
+            name += "-new"
     for path in report.write(result, options.out, name):
         print(path)
     if options.docs:
