@@ -26,6 +26,7 @@ class Result:
         load: the machine's load average before and after.
         titles: of the cases; growth: of the growth cases, (what grows, its value).
         missing: contenders that could not run, and why.
+        runs: how many these results are from; a case is measured in one.
     """
 
     machine: str
@@ -37,6 +38,7 @@ class Result:
     missing: dict[str, str]
     titles: dict[str, str]
     growth: dict[str, tuple[str, int]] = field(default_factory=dict)
+    runs: int = 1
 
     def row(self, case: str, contender: str, mode: str, threads: int) -> Row | None:
         wanted = (case, contender, mode, threads)
@@ -52,21 +54,14 @@ class Result:
         return cls(**data)
 
     def beside(self, earlier: Result) -> Result:
-        """This run with the cases that only an earlier one measured.
-
-        Raises:
-            ValueError: the machine or a version was another one.
-        """
-        same = all(self.versions.get(k, v) == v for k, v in earlier.versions.items())
-        if self.machine != earlier.machine or not same:
-            raise ValueError("the earlier results are of another machine or other versions")
+        """This run with the cases that only an earlier one, on the same machine, measured."""
         mine = {(row.case, row.threads) for row in self.rows}
         kept = [row for row in earlier.rows if (row.case, row.threads) not in mine]
         return replace(
             self,
-            versions=earlier.versions | self.versions,
             load=(earlier.load[0], self.load[1]),
             seconds=earlier.seconds + self.seconds,
+            runs=earlier.runs + self.runs,
             rows=self.rows + kept,
             missing={k: v for k, v in earlier.missing.items() if k in self.missing},
             titles=earlier.titles | self.titles,
@@ -127,7 +122,8 @@ def _setting(result: Result) -> Iterable[str]:
     yield f"* Machine: {result.machine}. Load average before, and after: {load}."
     if result.load[0] is not None and result.load[0] > 1.5:
         yield "  **Others were using the machine: absolute times are too long, ratios noisier.**"
-    yield f"* Took {result.seconds / 60:.1f} minutes."
+    runs = f" in {result.runs} runs, each case in one" if result.runs > 1 else ""
+    yield f"* Took {result.seconds / 60:.1f} minutes{runs}."
     yield "* " + ", ".join(f"{name} {v}" for name, v in result.versions.items()) + "."
     measured = {row.contender for row in result.rows if row.times}
     for name, why in result.missing.items():

@@ -267,6 +267,17 @@ def chosen(options: argparse.Namespace) -> Plan:
     )
 
 
+def earlier_results(path: Path, plan: Plan) -> report.Result:
+    """What --add adds to; the program ends, before anything is measured, where that cannot be."""
+    if not path.exists():
+        raise SystemExit(f"--add: there are no results in {path.parent} yet; leave it out")
+    earlier = report.Result.load_json(path)
+    now = machine.describe(plan.device), machine.versions()
+    if (earlier.machine, earlier.versions) != now:
+        raise SystemExit("--add: the results there are of another machine or other versions")
+    return earlier
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.list:
@@ -274,6 +285,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("contenders:", *(f"  {c.name}" for c in all_contenders()), sep="\n")
         return 0
     plan = chosen(options)
+    name = f"{plan.device}-{'quick' if options.quick else 'full'}"
+    earlier = earlier_results(options.out / f"{name}.json", plan) if options.add else None
     before = machine.load()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PYNODE_CACHE"] = folder  # nothing is compiled yet: cold is cold
@@ -289,13 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         titles={case.name: case.title for case in plan.cases},
         growth={case.name: case.growth for case in plan.cases if case.growth},
     )
-    name = f"{plan.device}-{'quick' if options.quick else 'full'}"
-    if options.add:
-        try:
-            result = result.beside(report.Result.load_json(options.out / f"{name}.json"))
-        except (OSError, ValueError) as error:
-            print(f"not added: {error}", file=sys.stderr)
-            name += "-new"
+    if earlier is not None:
+        result = result.beside(earlier)
     for path in report.write(result, options.out, name):
         print(path)
     if options.docs:

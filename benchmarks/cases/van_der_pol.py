@@ -21,7 +21,7 @@ def cases() -> list[Case]:
                 times=np.linspace(0, end, 50),
                 rtol=1e-6,
                 atol=1e-6,
-                # Where it jumps the slope is so large that no gradient agrees with another.
+                # It jumps, and there gradients are hundreds to thousands of tolerances off.
                 gradients=() if mu > 2 else None,
                 quick=mu > 2,
                 quick_gradients=(),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pynode.field import FlatField
+from pynode.lowering.dependencies import shelf_of
 from pynode.lowering.holdings import PLAIN, holdings
 from pynode.lowering.lowered import LoweredField
 from pynode.lowering.unchanged import same
@@ -30,7 +31,7 @@ _OPEN = (list, tuple, set, dict, nn.Module)
 
 def recall(field: FlatField, z0: Tensor, tensors: Sequence[Tensor]) -> LoweredField | None:
     """What was kept for such a field, if no tensor that it holds as a constant has changed."""
-    found = _shelf(field.fn).get(_key(field, z0, tensors))
+    found = shelf_of(_KEPT, _owner(field.fn)).get(_key(field, z0, tensors))
     if found is None or not all(same(tensor, copy) for tensor, copy in found.constants):
         return None
     return found
@@ -39,7 +40,7 @@ def recall(field: FlatField, z0: Tensor, tensors: Sequence[Tensor]) -> LoweredFi
 def keep(field: FlatField, z0: Tensor, tensors: Sequence[Tensor], lowered: LoweredField) -> None:
     key = _key(field, z0, tensors)
     if key is not None:
-        _shelf(field.fn)[key] = lowered
+        shelf_of(_KEPT, _owner(field.fn))[key] = lowered
 
 
 def forget() -> None:
@@ -47,12 +48,9 @@ def forget() -> None:
     _KEPT.clear()
 
 
-def _shelf(fn: Callable[..., Any]) -> dict[Hashable, LoweredField]:
-    owner = fn.__self__ if inspect.ismethod(fn) else fn
-    try:
-        return _KEPT.setdefault(owner, {})
-    except TypeError:  # not hashable, or without weak references: nothing can be kept
-        return {}
+def _owner(fn: Callable[..., Any]) -> Any:
+    """A bound method is made anew each time."""
+    return fn.__self__ if inspect.ismethod(fn) else fn
 
 
 def _key(field: FlatField, z0: Tensor, tensors: Sequence[Tensor]) -> Hashable | None:

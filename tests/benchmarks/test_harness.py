@@ -17,6 +17,7 @@ from benchmarks.contenders import Task, all_contenders  # noqa: E402
 from benchmarks.measure import Row, clean, measure_case  # noqa: E402
 from benchmarks.reference import reference  # noqa: E402
 from benchmarks.report import Result, markdown, ratios, write  # noqa: E402
+from benchmarks.run import chosen, earlier_results, parse  # noqa: E402
 
 
 @pytest.fixture
@@ -150,12 +151,20 @@ def test_each_package_is_pinned_in_one_place():
 
 def test_a_run_may_be_added_to_an_earlier_one(toy):
     def run(case: str, time: float) -> Result:
-        row = Row(case, "torchdiffeq", "forward", 1, times=[time])
+        row = Row(case, "torchdiffeq", "forward", 1, times=[time], cold=1.0, error=1.0)
         return replace(result(toy, [row]), titles={case: case})
 
     both = run("b", 2.0).beside(run("a", 1.0))
     assert {row.case: row.times for row in both.rows} == {"a": [1.0], "b": [2.0]}
     assert list(both.titles) == ["a", "b"] and both.seconds == 2.0
+    assert "in 2 runs" in markdown(both, "toy.png")
     assert run("a", 3.0).beside(run("a", 1.0)).rows[0].times == [3.0]
-    with pytest.raises(ValueError, match="another machine"):
-        replace(run("b", 2.0), versions={"torch": "3"}).beside(run("a", 1.0))
+
+
+def test_nothing_is_added_to_what_is_not_there_or_of_another_machine(toy, tmp_path):
+    plan = chosen(parse(["--quick"]))
+    with pytest.raises(SystemExit, match="no results"):
+        earlier_results(tmp_path / "toy.json", plan)
+    path = write(result(toy, measured(toy, reference(toy))), tmp_path, "toy")[0]
+    with pytest.raises(SystemExit, match="another machine"):
+        earlier_results(path, plan)
