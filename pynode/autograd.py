@@ -90,8 +90,13 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
     return solution
 
 
-def _engine(options: SolveOptions) -> Any:
-    if options.compile:  # imported when asked for: it traces fields, which needs much of torch
+def _engine(options: SolveOptions, device: torch.device) -> Any:
+    # Compiled engines are imported when asked for: they trace fields, which needs much of torch.
+    if options.compile and device.type == "cuda":
+        from pynode.engines.torch.graphed.engine import GraphedEngine
+
+        return GraphedEngine()
+    if options.compile:
         from pynode.engines.torch.compiled.engine import CompiledEngine
 
         return CompiledEngine()
@@ -114,7 +119,7 @@ def integrate(
     """
     device = problem.layout.device
     autocast = active_autocast(device)
-    engine = engine or _engine(options)
+    engine = engine or _engine(options, device)
     field = engine.field(problem, options, problem.args, stats, autocast)
     with without_autocast(device):
         return _integrate(engine, problem, options, field, watch)

@@ -32,7 +32,7 @@ from pynode.lowering.trace import PROGRAMS, TAKES_LAM, Traced, trace
 from pynode.lowering.views import Node, Value, View
 from pynode.solution import Statistics
 
-_one_thread = threading.RLock()
+one_thread = threading.RLock()
 """torch.fx replaces functions of the whole process while it traces."""
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64"}
@@ -75,7 +75,7 @@ def lower(
         )
     z0 = z0.detach().clone()  # which may have been made in inference mode
     originals = parameters_of(field, z0, t0, tensors)
-    with _one_thread:
+    with one_thread:
         kept = cache.recall(field, z0, originals)
         missing = [name for name in which if kept is None or name not in kept.programs]
         if missing:

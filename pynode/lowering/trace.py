@@ -95,7 +95,11 @@ def trace(
         LoweringError: torch cannot trace the field.
         Unsupported: it draws random numbers.
     """
-    function = derivative(name, field, parameters)
+    return graph_of(derivative(name, field, parameters), parameters, z0, t0)
+
+
+def graph_of(function: Derivative, parameters: Sequence[Tensor], z0: Tensor, t0: float) -> Traced:
+    """The graph of a function of (z, t, λ) that depends on ``parameters``, see :func:`trace`."""
     there: list[bool] = []
 
     def traced(z: Tensor, t: Tensor, lam: Tensor) -> list[Tensor]:

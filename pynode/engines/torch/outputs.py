@@ -100,6 +100,10 @@ class SampleOutputs(Outputs):
         assert self.layout.rows is not None
         return self.layout.rows
 
+    def samples(self, lo: int, hi: int) -> Tensor:
+        """Whose the entries lo to hi are."""
+        return self._sample[lo:hi]
+
     def initial(self, z0: Tensor) -> Tensor:
         return z0.reshape(self._rows, -1)[self._sample[: self.until(self.start)]]
 

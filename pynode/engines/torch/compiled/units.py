@@ -147,13 +147,18 @@ def _lower(
             x.requires_grad_(True)
         return lower(field, z0, t0, names, tensors=held)
     except LoweringError as error:
-        text = re.sub(r'[,;.(]* ?(or )?(use )?\(?lowering="callback".*$', "", str(error))
-        raise LoweringError(
-            f"compile=True: {text}. compile=False runs the field as it is, more slowly"
-        ) from error
+        raise refusal(error) from error
     finally:
         for x in frozen:
             x.requires_grad_(False)
+
+
+def refusal(error: Exception) -> LoweringError:
+    """Why a field cannot be compiled, with the way out that compile=True has."""
+    text = re.sub(r'[,;.(]* ?(or )?(use )?\(?lowering="callback".*$', "", str(error))
+    return LoweringError(
+        f"compile=True: {text}. compile=False runs the field as it is, more slowly"
+    )
 
 
 def _tensors(field: FlatField, z0: Tensor, t0: float) -> tuple[list[Tensor], list[Tensor]]:
