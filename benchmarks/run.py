@@ -37,6 +37,7 @@ class Plan:
         minutes: for all of it; cases that do not fit any more are rows that say so.
         limit: seconds after which one call of a contender is given up and its process ended; a
             quarter of it, where its Python can be interrupted.
+        kinds: ``forward`` and kinds of gradients to measure; None for all.
     """
 
     cases: list[Case]
@@ -47,6 +48,7 @@ class Plan:
     device: str
     memory: bool
     quick: bool = False
+    kinds: list[str] | None = None
     started: float = field(default_factory=time.monotonic)
 
     def left(self) -> float:
@@ -137,6 +139,7 @@ class Measuring:
                 "budget": self.budget,
                 "patience": self.plan.limit / 4,
                 "skip": self.skip,
+                "kinds": self.plan.kinds,
                 "journal": str(journal),
                 "cache": str(HERE / "results" / "reference"),
             }
@@ -229,6 +232,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few cases, one thread, 5 minutes")
     parser.add_argument("--cases", help="names or beginnings of names, by commas; default: all")
     parser.add_argument("--contenders", help="names, by commas; default: all")
+    parser.add_argument("--kinds", help="forward and kinds of gradients, by commas; default: all")
+    parser.add_argument("--no-memory", action="store_true", help="times alone")
     parser.add_argument("--threads", help="e.g. 1,8; default: 1 and all; with --quick 1")
     parser.add_argument("--minutes", type=float, help="default: 28; with --quick 4.5")
     parser.add_argument("--limit", type=float, help="seconds for one call; default: 120, 20")
@@ -262,8 +267,9 @@ def chosen(options: argparse.Namespace) -> Plan:
         options.minutes or (4.5 if options.quick else 28),
         options.limit or (20 if options.quick else 120),
         options.device,
-        memory=any(case.memory for case in cases),
+        memory=any(case.memory for case in cases) and not options.no_memory,
         quick=options.quick,
+        kinds=options.kinds.split(",") if options.kinds else None,
     )
 
 

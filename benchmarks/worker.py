@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case, all_cases
-from benchmarks.contenders import Contender, all_contenders
+from benchmarks.contenders import FORWARD, Contender, all_contenders, kind_of
 from benchmarks.measure import clean, measure_case, peak_memory
 from benchmarks.reference import reference
 
@@ -54,8 +54,10 @@ def present(job: dict[str, Any], journal: Journal, contenders: list[Contender]) 
 
 def entries(job: dict[str, Any], case: Case, contenders: list[Contender]) -> list[Any]:
     """(contender, mode) of a case, without those that were given up before."""
-    skip = {tuple(x) for x in job["skip"]}
+    skip, kinds = {tuple(x) for x in job["skip"]}, job["kinds"]
     modes = [(c, m) for c in contenders for m in c.modes(case)]
+    if kinds is not None:
+        modes = [(c, m) for c, m in modes if (kind_of(m) or FORWARD) in kinds]
     return [(c, m) for c, m in modes if (case.name, c.name, m) not in skip]
 
 

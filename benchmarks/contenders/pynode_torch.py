@@ -77,13 +77,14 @@ class PynodeTorch(Contender):
 
 
 class PynodeCompiled(PynodeTorch):
-    """Whole solves in machine code: ``compile=True``. Its cold time is mostly the compiler's."""
+    """``compile=True``: whole solves in machine code, or CUDA graphs. Its cold time is mostly the
+    compiler's."""
 
     compiles = True
 
     def missing(self, device: str) -> str:
         failure = super().missing(device)
-        if failure:
+        if failure or device != "cpu":
             return failure
         from pynode.engines.torch.compiled.build import compiler
         from pynode.errors import CompileError
@@ -92,7 +93,7 @@ class PynodeCompiled(PynodeTorch):
             compiler()
         except CompileError as error:
             return str(error).partition(". ")[0]
-        return "" if device == "cpu" else "it makes code for the CPU"
+        return ""
 
     def modes(self, case: Case) -> list[str]:
         return [] if case.stiff else super().modes(case)

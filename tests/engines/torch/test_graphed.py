@@ -1,7 +1,7 @@
 """compile=True for CUDA against the engine's own code.
 
-Without a GPU the same functions run on the CPU, neither fused nor captured; with one, the tests in
-``tests/cuda`` run them as graphs.
+Without a GPU the same functions run on the CPU, neither fused nor captured; with one they are
+captured, and fused in slow tests alone, since kernels take seconds to make.
 """
 
 import math
@@ -15,12 +15,14 @@ from pynode.engines.torch.graphed import graphs
 from pynode.engines.torch.graphed.engine import GraphedEngine
 from pynode.errors import InputError, LoweringError, SolveError
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TIMES = [0.0, 0.0, 0.3, 1.0, 1.7, 2.0]
 
 
 @pytest.fixture(autouse=True)
 def graphed(monkeypatch):
-    """compile=True takes the engine for CUDA."""
+    """compile=True takes the engine for CUDA, without fused kernels."""
+    monkeypatch.setattr(graphs, "FUSED_ON", set())
     usual = autograd._engine
     monkeypatch.setattr(
         autograd,
@@ -35,7 +37,9 @@ class Swirl(nn.Module):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+        draw = lambda *shape: (  # noqa: E731
+            torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE)
+        )
         self.inner = nn.Parameter(draw(8, 2))
         self.outer = nn.Parameter(0.3 * draw(2, 8))
         self.register_buffer("shift", draw(2))
@@ -46,7 +50,7 @@ class Swirl(nn.Module):
 
 
 def state(rows: int = 3, grad: bool = False) -> Tensor:
-    z0 = torch.linspace(-1, 2, 2 * rows, dtype=torch.float64).reshape(rows, 2)
+    z0 = torch.linspace(-1, 2, 2 * rows, dtype=torch.float64).reshape(rows, 2).to(DEVICE)
     return z0.requires_grad_(grad)
 
 
@@ -106,7 +110,7 @@ def test_every_method(solver, t):
 
 
 def weighted(zs: Tensor) -> Tensor:
-    weights = torch.linspace(1, 2, zs.numel(), dtype=zs.dtype).reshape(zs.shape)
+    weights = torch.linspace(1, 2, zs.numel(), dtype=zs.dtype).reshape(zs.shape).to(zs)
     return (torch.nan_to_num(zs) * weights).sum()
 
 
@@ -130,8 +134,9 @@ def test_gradients_of_times_and_args():
 
     results = []
     for on in (False, True):
-        args = {"a": torch.tensor(0.3, dtype=torch.float64, requires_grad=True), "scale": 1.5,
-                "b": torch.tensor([0.1, -0.2], dtype=torch.float64)}  # fmt: skip
+        a = torch.tensor(0.3, dtype=torch.float64, device=DEVICE, requires_grad=True)
+        b = torch.tensor([0.1, -0.2], dtype=torch.float64, device=DEVICE)
+        args = {"a": a, "scale": 1.5, "b": b}
         t = torch.tensor([0.1, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
         for shift in (0.0, 1.0):  # other values, the same graphs
             given = {**args, "a": args["a"] + shift, "b": args["b"] + shift}
@@ -240,11 +245,11 @@ def test_what_it_refuses():
 
 
 def test_autocast():
-    field = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
+    field = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2)).to(DEVICE)
     z0 = state().float()
     results = []
     for on in (False, True):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16):
             node = NeuralODE(field, rtol=1e-2, atol=1e-2, sensitivity="discrete", compile=on)
             zs = node(z0, [0.0, 0.5, 1.0])
         results.append((zs.detach(), *torch.autograd.grad(zs.sum(), list(field.parameters()))))
@@ -255,8 +260,8 @@ def test_autocast():
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", ["dp5", "dop853"])
 def test_fused_by_inductor(monkeypatch, solver):
-    """The same functions as kernels, here by a C++ compiler."""
-    monkeypatch.setattr(graphs, "FUSED_ON", {"cpu"})
+    """The same functions as kernels, on the CPU by a C++ compiler."""
+    monkeypatch.setattr(graphs, "FUSED_ON", {DEVICE})
     results = []
     for on in (False, True):
         field, z0 = Swirl(), state(grad=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pynode.engines.torch.graphed.control import GIVEN, STATE, Control
 from pynode.engines.torch.graphed.field import TracedField
 from pynode.engines.torch.graphed.graphs import Replayed, counts, fused
-from pynode.engines.torch.tableau import Row, Tableau
+from pynode.engines.torch.tableau import Tableau
 
 LOG_BYTES = 1 << 26
 MOST_ROWS = 64
@@ -22,49 +22,46 @@ class Stages:
     """The stages of a method, those that only dense output needs included, on flat states.
 
     Attributes:
-        a: row i says what stage i is made of.
+        a: (stages, stages), row i what stage i is made of.
+        b: (stages,), what the step is made of.
         nodes: (stages,), float64.
     """
 
     def __init__(self, method: Tableau, extended: bool, like: Tensor) -> None:
         self.method = method
-        self.a: list[Row] = [*method.a, *(method.extra_a if extended else ())]
         nodes = [*method.c, *(method.extra_c if extended else ())]
+        rows = [*method.a, *(method.extra_a if extended else ()), method.b]
+        table = [[*row, *([0.0] * (len(nodes) - len(row)))] for row in rows]
+        matrix = torch.tensor(table, dtype=like.dtype, device=like.device)
+        self.a, self.b = matrix[:-1], matrix[-1]
         self.nodes = torch.tensor(nodes, dtype=torch.float64, device=like.device)
-        self._sums = [_sum(row, like) for row in self.a]
-        self._last = None if method.fsal else _sum(method.b, like)
+        # In place of stages to come: one kernel serves all rows. Each is a tensor of its own, for
+        # torch.compile makes a new kernel where other arguments coincide.
+        self._blank = [torch.zeros_like(like) for _ in nodes]
+        self._combined = fused(_combined, like, like.new_zeros(()), self.b, *self._blank)
 
     def __len__(self) -> int:
-        return len(self.a)
+        return len(self.nodes)
 
     def input(self, i: int, z: Tensor, h: Tensor, stages: Sequence[Tensor]) -> Tensor:
         """The state at which stage i is evaluated."""
-        return self._sums[i](z, h, *_used(self.a[i], stages))
+        if i == 0:
+            return z
+        return self._combined(z, h, self.a[i], *stages[:i], *self._blank[i:])
 
     def end(self, z: Tensor, h: Tensor, stages: Sequence[Tensor], inputs: list[Tensor]) -> Tensor:
         """The state after the step."""
-        if self._last is None:
+        if self.method.fsal:
             return inputs[self.method.stages - 1]
-        return self._last(z, h, *_used(self.method.b, stages))
+        return self._combined(z, h, self.b, *stages)
 
 
-def _sum(row: Row, like: Tensor):  # type: ignore[no-untyped-def]
-    """z + h Σ w_i k_i over the stages with a weight, the sum first."""
-    weights = [w for w in row if w]
-    if not weights:
-        return lambda z, h: z
-
-    def combined(z: Tensor, h: Tensor, *stages: Tensor) -> Tensor:
-        total = weights[0] * stages[0]
-        for w, k in zip(weights[1:], stages[1:], strict=True):
-            total = total + w * k
-        return z + h * total
-
-    return fused(combined, like, like.new_zeros(()), *([like] * len(weights)))
-
-
-def _used(row: Row, stages: Sequence[Tensor]) -> list[Tensor]:
-    return [k for w, k in zip(row, stages, strict=False) if w]
+def _combined(z: Tensor, h: Tensor, weights: Tensor, *stages: Tensor) -> Tensor:
+    """z + h Σ w_i k_i with the sum first: added one by one, each term would round to z's ulp."""
+    total = torch.zeros_like(z)
+    for w, k in zip(weights.unbind(), stages, strict=True):
+        total = total + w * k
+    return z + h * total
 
 
 class Attempt:

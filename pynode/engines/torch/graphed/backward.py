@@ -14,7 +14,6 @@ from pynode.engines.torch.graphed.attempt import Stages
 from pynode.engines.torch.graphed.field import TracedField
 from pynode.engines.torch.graphed.graphs import Replayed, fused
 from pynode.engines.torch.graphed.log import Block, Interpolant
-from pynode.engines.torch.tableau import Row
 
 
 class ReverseStep:
@@ -41,23 +40,17 @@ class ReverseStep:
         self._first_time = like.new_zeros(())
         lam = like.new_zeros((count, like.numel()))
         self._seed = fused(self._seeded, self.a, self.carried, self.cotangents, self.times)
-        self._spread = [
-            fused(_spread(row), lam, self.a, self.gradient, self.times, like, self.gradient)
-            for row in stages.a
-        ]
+        buffers = (self.a, self.gradient, self.times)
+        self._spread = fused(_spread, lam, *buffers, stages.b, like, self.gradient)
         self.step = Replayed(self._reverse, like.device)
         self.close = Replayed(self._close, like.device)
 
     def _seeded(self, a: Tensor, carried: Tensor, cotangents: Tensor, times: Tensor) -> Tensor:
         """dL of the stages (stages, N) by the outputs, by z1 and by the next step."""
-        method, count = self._stages.method, len(self._stages)
-        weights = [*method.b, *([0.0] * (count - len(method.b)))]
-        rows = []
-        for i, w in enumerate(weights):
-            row = cotangents[i + 1]
-            row = row + times[0] * w * a if w else row + 0.0
-            rows.append(row + carried if method.fsal and i == method.stages - 1 else row)
-        lam = torch.stack(rows)
+        method = self._stages.method
+        lam = cotangents[1:] + times[0] * self._stages.b.unsqueeze(1) * a
+        if method.fsal:
+            lam[method.stages - 1].add_(carried)
         a.add_(cotangents[0])
         return lam
 
@@ -68,7 +61,8 @@ class ReverseStep:
         for i in reversed(range(1 if fsal else 0, len(s))):
             z_i = s.input(i, z, times[0], stages)
             of_state, of_parameters = self._field.vjp(times[1 + i], z_i, lam[i])
-            self._spread[i](lam, self.a, self.gradient, self.times, of_state, of_parameters)
+            buffers = (self.a, self.gradient, self.times)
+            self._spread(lam, *buffers, s.a[i], of_state, of_parameters)
         if fsal:
             self.carried.copy_(lam[0])
 
@@ -80,19 +74,19 @@ class ReverseStep:
         self.carried.zero_()
 
 
-def _spread(row: Row):  # type: ignore[no-untyped-def]
-    """Adds a stage's vector-Jacobian product to the state, the stages before, the parameters."""
-
-    def spread(
-        lam: Tensor, a: Tensor, gradient: Tensor, times: Tensor, of_state: Tensor, of_p: Tensor
-    ) -> None:
-        for j, w in enumerate(row):
-            if w:
-                lam[j].add_(times[0] * w * of_state)
-        a.add_(of_state)
-        gradient.add_(of_p)
-
-    return spread
+def _spread(
+    lam: Tensor,
+    a: Tensor,
+    gradient: Tensor,
+    times: Tensor,
+    row: Tensor,
+    of_state: Tensor,
+    of_parameters: Tensor,
+) -> None:
+    """Add a stage's vector-Jacobian product to the stages before, the state, the parameters."""
+    lam.add_(times[0] * row.unsqueeze(1) * of_state)
+    a.add_(of_state)
+    gradient.add_(of_parameters)
 
 
 def discrete(
