@@ -15,6 +15,9 @@ from pynode.errors import CompileError
 FUSED_ON = {"cuda"}
 """Kinds of device on which Inductor makes the kernels; elsewhere functions run as they are."""
 
+MOST_SUMMED, MOST_COLUMNS = 8, 4
+"""Products over so few entries, or to so few columns, are made part of other kernels."""
+
 
 @dataclass
 class Counts:
@@ -39,8 +42,29 @@ def fused(function: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
     if inputs[0].device.type not in FUSED_ON:
         return function
     # Traced anew for each shape: torch.compile keeps few versions of one and the same code.
-    module = make_fx(lambda *given: function(*given))(*(x.clone() for x in inputs))
+    traced = make_fx(lambda *given: function(*given), decomposition_table=_THIN)
+    module = traced(*(x.clone() for x in inputs))
     return torch.compile(module, dynamic=False, fullgraph=True)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """A thin matrix product as a sum, which kernels before and after it can take in.
+
+    As a call of the BLAS it would be a kernel of its own that lasts as long as its launch.
+    """
+    if a.shape[1] > MOST_SUMMED and b.shape[1] > MOST_COLUMNS:
+        return NotImplemented
+    return (a.unsqueeze(2) * b.unsqueeze(0)).sum(1)
+
+
+def _product_and(
+    bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1.0, alpha: float = 1.0
+) -> Tensor:
+    product = _product(a, b)
+    return product if product is NotImplemented else beta * bias + alpha * product
+
+
+_THIN = {torch.ops.aten.mm.default: _product, torch.ops.aten.addmm.default: _product_and}
 
 
 class Replayed:
