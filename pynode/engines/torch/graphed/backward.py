@@ -30,14 +30,13 @@ class ReverseStep:
     """
 
     def __init__(self, field: TracedField, stages: Stages, like: Tensor) -> None:
-        self._field, self._stages = field, stages
+        self._vjp, self._stages = field.vjp(), stages
         count = len(stages)
         self.row = like.new_zeros((1 + count, like.numel()))
         self.cotangents = torch.zeros_like(self.row)
         self.times = like.new_ones(1 + count)
         self.a, self.carried = torch.zeros_like(like), torch.zeros_like(like)
         self.gradient = like.new_zeros(field.size)
-        self._first_time = like.new_zeros(())
         lam = like.new_zeros((count, like.numel()))
         self._seed = fused(self._seeded, self.a, self.carried, self.cotangents, self.times)
         buffers = (self.a, self.gradient, self.times)
@@ -60,7 +59,7 @@ class ReverseStep:
         lam = self._seed(self.a, self.carried, self.cotangents, self.times)
         for i in reversed(range(1 if fsal else 0, len(s))):
             z_i = s.input(i, z, times[0], stages)
-            of_state, of_parameters = self._field.vjp(times[1 + i], z_i, lam[i])
+            of_state, of_parameters = self._vjp(times[1 + i], z_i, lam[i])
             buffers = (self.a, self.gradient, self.times)
             self._spread(lam, *buffers, s.a[i], of_state, of_parameters)
         if fsal:
@@ -68,7 +67,7 @@ class ReverseStep:
 
     def _close(self) -> None:
         """The evaluation of the field that a stretch begins with, at ``times[1]``."""
-        of_state, of_parameters = self._field.vjp(self.times[1], self.row[0], self.carried)
+        of_state, of_parameters = self._vjp(self.times[1], self.row[0], self.carried)
         self.a.add_(of_state)
         self.gradient.add_(of_parameters)
         self.carried.zero_()

@@ -50,11 +50,12 @@ class TracedField:
         self.f: Callable[[Tensor, Tensor], Tensor] = lambda t, z: f(z, t, z)[0]
         self._vjp: Callable[..., list[Tensor]] | None = None
 
-    def vjp(self, t: Tensor, z: Tensor, lam: Tensor) -> list[Tensor]:
-        """λᵀ∂f/∂z (N,) and λᵀ∂f/∂θ (P,) at (t, z)."""
+    def vjp(self) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
+        """(t, z, λ) to λᵀ∂f/∂z (N,) and λᵀ∂f/∂θ (P,), traced when first asked for."""
         if self._vjp is None:
-            self._vjp = self._kernel(self._products)
-        return self._vjp(z, t, lam)
+            kernel = self._kernel(self._products)
+            self._vjp = lambda t, z, lam: kernel(z, t, lam)
+        return self._vjp
 
     def refresh(self, field: FlatField) -> None:
         """Take the present values of what ``field``, which is of the same structure, depends on."""

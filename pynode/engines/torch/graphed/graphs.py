@@ -53,7 +53,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     As a call of the BLAS it would be a kernel of its own that lasts as long as its launch.
     """
     if a.shape[1] > MOST_SUMMED and b.shape[1] > MOST_COLUMNS:
-        return NotImplemented
+        return NotImplemented  # to make_fx: it stays what it is
     return (a.unsqueeze(2) * b.unsqueeze(0)).sum(1)
 
 
@@ -64,7 +64,10 @@ def _product_and(
     return product if product is NotImplemented else beta * bias + alpha * product
 
 
-_THIN = {torch.ops.aten.mm.default: _product, torch.ops.aten.addmm.default: _product_and}
+_THIN: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.mm.default: _product,
+    torch.ops.aten.addmm.default: _product_and,
+}
 
 
 class Replayed:
