@@ -27,6 +27,7 @@ class Result:
         titles: of the cases; growth: of the growth cases, (what grows, its value).
         missing: contenders that could not run, and why.
         runs: how many these results are from; a case is measured in one.
+        device: ``cpu`` or ``cuda``.
     """
 
     machine: str
@@ -39,6 +40,7 @@ class Result:
     titles: dict[str, str]
     growth: dict[str, tuple[str, int]] = field(default_factory=dict)
     runs: int = 1
+    device: str = "cpu"
 
     def row(self, case: str, contender: str, mode: str, threads: int) -> Row | None:
         wanted = (case, contender, mode, threads)
@@ -91,7 +93,10 @@ def ratios(base: Row | None, row: Row) -> list[float]:
 def markdown(result: Result, picture: str) -> str:
     """The whole page."""
     kind = "BENCH=quick make bench" if result.quick else "make bench"
-    lines = ["# Performance", "", f"Written by `{kind}`; do not edit.", ""]
+    title = "Performance"
+    if result.device != "cpu":
+        title, kind = "Performance on a GPU", f"python -m benchmarks.run --device {result.device}"
+    lines = [f"# {title}", "", f"Written by `{kind}`; do not edit.", ""]
     lines += [*_setting(result), "", f"![Times against torchdiffeq's]({picture})", ""]
     lines += [HOW_TO_READ, ""]
     for threads in sorted({row.threads for row in result.rows}):

@@ -307,13 +307,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing=found.missing,
         titles={case.name: case.title for case in plan.cases},
         growth={case.name: case.growth for case in plan.cases if case.growth},
+        device=plan.device,
     )
     if earlier is not None:
         result = result.beside(earlier)
     for path in report.write(result, options.out, name):
         print(path)
     if options.docs:
-        report.write(result, HERE.parent / "docs", "performance")
+        page = "performance" if plan.device == "cpu" else f"performance-{plan.device}"
+        report.write(result, HERE.parent / "docs", page)
     return 0
 
 
