@@ -24,7 +24,7 @@ class Stages:
     Attributes:
         a: (stages, stages), row i what stage i is made of.
         b: (stages,), what the step is made of.
-        nodes: (stages,), float64.
+        nodes, host_nodes: (stages,), float64, on the device and on the host.
     """
 
     def __init__(self, method: Tableau, extended: bool, like: Tensor) -> None:
@@ -34,7 +34,8 @@ class Stages:
         table = [[*row, *([0.0] * (len(nodes) - len(row)))] for row in rows]
         matrix = torch.tensor(table, dtype=like.dtype, device=like.device)
         self.a, self.b = matrix[:-1], matrix[-1]
-        self.nodes = torch.tensor(nodes, dtype=torch.float64, device=like.device)
+        self.host_nodes = torch.tensor(nodes, dtype=torch.float64)
+        self.nodes = self.host_nodes.to(like.device)
         # In place of stages to come: one kernel serves all rows. Each is a tensor of its own, for
         # torch.compile makes a new kernel where other arguments coincide.
         self._blank = [torch.zeros_like(like) for _ in nodes]

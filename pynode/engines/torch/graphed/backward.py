@@ -93,14 +93,12 @@ def discrete(
 ) -> tuple[Tensor, Tensor, int]:
     """dL/dz0 (N,), dL/dθ (P,) and the number of vector-Jacobian products from dL/dzs (T, N)."""
     fsal, products = stages.method.fsal, 0
-    for x in (step.a, step.carried, step.gradient):
-        x.zero_()
+    torch._foreach_zero_([step.a, step.carried, step.gradient])
+    memory = [step.row, step.cotangents, step.times]
     for block in reversed(blocks):
         cotangents, times = reader.cotangents(block, grad), _times(block, stages).to(grad)
         for i in reversed(range(len(block))):
-            step.row.copy_(block.rows[i])
-            step.cotangents.copy_(cotangents[i])
-            step.times.copy_(times[i])
+            torch._foreach_copy_(memory, [block.rows[i], cotangents[i], times[i]])
             step.step()
         products += len(block) * (len(stages) - fsal)
         if block.begins and fsal:
@@ -115,7 +113,7 @@ def discrete(
 def _times(block: Block, stages: Stages) -> Tensor:
     """(steps, 1 + stages): h and the times of the stages, in float64 on the host."""
     t, t1, last = torch.tensor(block.times, dtype=torch.float64).t().unsqueeze(2)
-    nodes = stages.nodes.cpu()
+    nodes = stages.host_nodes
     h = t1 - t
     times = torch.where(nodes == 1.0, last, t + nodes * h)
     if block.begins:

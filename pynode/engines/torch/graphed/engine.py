@@ -82,16 +82,21 @@ class GraphedEngine(TorchEngine):
         chunks, blocks = [plan.initial(z0)], []
         with unit.lock:
             per_entry = any(isinstance(x, Tensor) for x in tolerances)
-            attempt = unit.attempt(options, per_entry, record or _inside(plan.at, times))
+            inside = any(times.start != t != times.end for t in plan.at)
+            dense = options.dense or (record and options.sensitivity != "discrete")
+            attempt = unit.attempt(options, per_entry, inside or dense)
             unit.field.refresh(field)
             expected = unit.expected.setdefault(attempt, [])
             run = Run(attempt, expected, times, options, z0, tolerances)
             reader = Interpolant(attempt.method, attempt.extended, plan, z0)
             for block in run.blocks():
-                chunks.append(reader.values(block))
+                if inside:
+                    chunks.append(reader.values(block))
                 if record:
                     blocks.append(block)
             end = run.end(field)
+        if not inside and end.retcode is Retcode.SUCCESS:
+            chunks.append(reader.at_end(end.z))
         field.stats.accepted += run.accepted
         field.stats.rejected += run.rejected
         field.stats.nfe += run.evaluations
@@ -149,8 +154,3 @@ class GraphedEngine(TorchEngine):
         field.stats.vjp += products
         pieces = unit.field.split(gradient, unit.found, field.args)
         return of_state, [pieces.get(id(x), torch.zeros_like(x)) for x in tensors]
-
-
-def _inside(entries: list[float], times: Any) -> bool:
-    """Whether there are evaluation times between the start and the end."""
-    return any(times.start != t != times.end for t in entries)

@@ -65,6 +65,13 @@ class Interpolant:
             found.append((rows[step, :, sample] * weights.unsqueeze(2)).sum(1))
         return torch.cat(found) if found else self._like.new_zeros((0, self.width))
 
+    def at_end(self, z: Tensor) -> Tensor:
+        """Of the entries after the start, where all lie at the end of the solve, from the state."""
+        lo, hi = self.plan.until(self.plan.start), len(self.plan.at)
+        if isinstance(self.plan, SampleOutputs):
+            return z.view(self.samples, -1)[self.plan.samples(lo, hi)]
+        return z.expand(hi - lo, -1)
+
     def cotangents(self, block: Block, grad: Tensor) -> Tensor:
         """dL of the block's states and stages (steps, 1 + stages, N) from dL/dzs."""
         lo, hi = self.range(block)
