@@ -18,6 +18,9 @@ FUSED_ON = {"cuda"}
 MOST_SUMMED, MOST_COLUMNS = 8, 4
 """Products over so few entries, or to so few columns, are made part of other kernels."""
 
+OPTIONS = {"combo_kernels": True}
+"""Of Inductor: kernels that do not depend on each other are one launch."""
+
 
 @dataclass
 class Counts:
@@ -44,7 +47,7 @@ def fused(function: Callable[..., Any], *inputs: Tensor) -> Callable[..., Any]:
     # Traced anew for each shape: torch.compile keeps few versions of one and the same code.
     traced = make_fx(lambda *given: function(*given), decomposition_table=_THIN)
     module = traced(*(x.clone() for x in inputs))
-    return torch.compile(module, dynamic=False, fullgraph=True)
+    return torch.compile(module, dynamic=False, fullgraph=True, options=OPTIONS)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
