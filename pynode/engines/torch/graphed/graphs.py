@@ -18,7 +18,7 @@ FUSED_ON = {"cuda"}
 MOST_SUMMED, MOST_COLUMNS = 8, 4
 """Products over so few entries, or to so few columns, are made part of other kernels."""
 
-OPTIONS = {"combo_kernels": True}
+OPTIONS: dict[str, Any] = {"combo_kernels": True}
 """Of Inductor: kernels that do not depend on each other are one launch."""
 
 
