@@ -98,9 +98,10 @@ class SolveOptions:
         callbacks: functions to call at each step of the forward solve.
         throw: raise SolveError when a solve fails; otherwise return what there is.
         dense: keep dense output, for ``sol(s)``.
-        compile: for the torch engine: make machine code of the field and the whole solve, forward
-            and backward, for explicit solvers on the CPU (docs/compile.md). The first solve of a
-            field, shape and dtype waits seconds for a C++ compiler.
+        compile: for the torch engine and explicit solvers (docs/compile.md): on the CPU make
+            machine code of the field and the whole solve, forward and backward; on CUDA replay
+            steps as graphs. The first solve of a field, shape and dtype waits seconds for a
+            compiler.
         jac: for stiff solvers, ∂f/∂z as a function of (t, z) or (t, z, args) that returns (D, D)
             or (B, D, D); default: by automatic differentiation, samples taken to be independent.
     """

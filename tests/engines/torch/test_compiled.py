@@ -386,9 +386,8 @@ def test_calls_without_a_compiled_counterpart():
         torch.func.jacrev(lambda z: node(z, TIMES))(state())
     with pytest.raises(LoweringError, match=r"compile=True: .*compile=False"):
         solve(lambda t, z: z if float(z.sum()) > 0 else -z, state(), TIMES, compile=True)
-    if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="for the CPU, but the state lies on meta"):
-            solve(lambda t, z: -z, state().to("meta"), TIMES, compile=True)
+    with pytest.raises(InputError, match="for the CPU and CUDA, but the state lies on meta"):
+        solve(lambda t, z: -z, state().to("meta"), TIMES, compile=True)
 
 
 def test_no_second_derivatives():

@@ -85,7 +85,7 @@ class CompiledEngine(TorchEngine):
         device = problem.layout.device
         if device.type != "cpu":
             raise InputError(
-                f"compile=True makes code for the CPU, but the state lies on {device}: use "
+                f"compile=True is for the CPU and CUDA, but the state lies on {device}: use "
                 "compile=False"
             )
         if autocast is not None:
