@@ -115,6 +115,8 @@ def _toml(node: NeuralODE, problem: ODEProblem) -> str:
     }
     if options.dt is not None:
         values["dt"] = float(options.dt)
+    if options.controller == "i":
+        values["controller"] = "i"
     if np.isfinite(options.dt_max):
         values["dt_max"] = float(options.dt_max)
     # Of numbers, strings, booleans and lists of them, JSON's spelling is TOML's.

@@ -75,7 +75,8 @@ class SolveOptions:
         dt_min, dt_max: smallest and largest step size. A step of size ``dt_min`` is accepted
             whatever its error.
         grid: instead of ``dt``, times between which fixed steps go; those inside the solve count.
-        controller: ``"i"``, ``"pi"`` or ``"pid"`` (``fbdf`` has one of its own).
+        controller: ``"i"``, ``"pi"`` or ``"pid"`` (``fbdf`` has one of its own; with the julia
+            engine "pi" stands for what each solver brings, and there is no "pid").
         safety, shrink, grow: the controller's safety factor, and the least and the largest
             factor by which it changes the step size.
         norm: of the scaled error: ``"rms"``, ``"max"``, or a function of a state to a number.

@@ -13,6 +13,7 @@ using ADTypes: AutoFiniteDiff
 using ForwardDiff
 using JSON: JSON
 using OrdinaryDiffEqBDF: FBDF
+using OrdinaryDiffEqCore: IController
 using OrdinaryDiffEqHighOrderRK: DP8
 using OrdinaryDiffEqLowOrderRK: BS3, DP5, Euler, Heun, Midpoint, RK4
 using OrdinaryDiffEqRosenbrock: Rodas4, Rodas5P, Rosenbrock23
@@ -20,7 +21,7 @@ using OrdinaryDiffEqSDIRK: KenCarp4, Kvaerno5, TRBDF2
 using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: Vern7
 using SciMLLogging: SciMLLogging
-using SciMLBase: SciMLBase, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, solve
+using SciMLBase: SciMLBase, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, init, solve, solve!
 using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, QuadratureAdjoint,
     ZygoteVJP, adjoint_sensitivities
 

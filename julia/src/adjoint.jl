@@ -13,7 +13,8 @@ const SENSITIVITIES = Dict(
 sensitivities() = sort!(collect(keys(SENSITIVITIES)))
 
 """
-    gradient(fwd, cotangents; sensitivity = "gauss", solver, rtol, atol, dt, adaptive, checkpointing = false, times = true)
+    gradient(fwd, cotangents; sensitivity = "gauss", solver, rtol, atol, dt, adaptive, controller = "own",
+             checkpointing = false, times = true)
 
 From ∂L/∂zs (n, T) to `(; u0, p, t)`: dL/du0, dL/dp and dL/dt (left out with `times = false`).
 
@@ -23,7 +24,7 @@ first time −a(t₁⁺)·f(z₁, t₁), since starting later is starting from a
 function gradient(
         fwd::Forward{T}, cotangents::AbstractMatrix; sensitivity = "gauss", solver = nothing,
         rtol = 1.0e-6, atol = 1.0e-8, checkpointing = false, times = true, max_steps = 100_000,
-        dt = nothing, adaptive = true,
+        dt = nothing, adaptive = true, controller = "own",
     ) where {T}
     fwd.retcode == "success" || throw(ArgumentError("the solve ended with $(fwd.retcode): it has no gradient"))
     size(cotangents) == size(fwd.zs) ||
@@ -41,7 +42,7 @@ function gradient(
     du0, dp = adjoint_sensitivities(
         fwd.sol, alg; t = fwd.ts[2:end], dgdu_discrete = Seed(cotangents),
         sensealg = SENSITIVITIES[sensitivity](checkpointing), reltol = Float64(rtol), abstol = Float64(atol),
-        maxiters = Int(max_steps), verbose = SILENT, adaptive,
+        maxiters = Int(max_steps), verbose = SILENT, adaptive, controller = controller_of(controller, something(solver, "")),
         dt = dt === nothing ? nothing : copysign(Float64(dt), fwd.ts[1] - fwd.ts[end]),
     )
     after = vec(du0)

@@ -58,15 +58,45 @@ Counts() = Counts(0, 0, 0)
 """Whether the field has `jac!` and `tgrad!`; without, implicit solvers take finite differences."""
 has_jacobian(::AbstractField) = true
 
+# The functions that SciML is handed. SciMLBase would look up their methods at each solve to see whether
+# they work in place, which takes longer than a small network's whole step.
+abstract type InPlace <: Function end
+SciMLBase.isinplace(::InPlace, ::Int, ::AbstractString = "f", ::Bool = true; _...) = true
+
+struct RightHandSide{F} <: InPlace
+    field::F
+    counts::Counts
+end
+(f::RightHandSide)(du, u, p, t) = (f.counts.rhs += 1; rhs!(du, f.field, u, p, t))
+
+struct Pull{F} <: InPlace
+    field::F
+    counts::Counts
+end
+(f::Pull)(out, λ, u, p, t) = (f.counts.vjp += 1; vjp!(out, f.field, λ, u, p, t))
+
+struct PullParameters{F} <: InPlace
+    field::F
+    counts::Counts
+end
+(f::PullParameters)(out, λ, u, p, t) = (f.counts.vjp_p += 1; vjp_p!(out, f.field, λ, u, p, t))
+
+struct Jacobian{F} <: InPlace
+    field::F
+end
+(f::Jacobian)(J, u, p, t) = jac!(J, f.field, u, p, t)
+
+struct TimeGradient{F} <: InPlace
+    field::F
+end
+(f::TimeGradient)(out, u, p, t) = tgrad!(out, f.field, u, p, t)
+
 """The field as SciML wants it, fully specialised: no wrapper stands between it and the solver."""
 function odefunction(field::AbstractField, n::Integer, ::Type{T}, stiff::Bool) where {T}
     counts = Counts()
-    f!(du, u, p, t) = (counts.rhs += 1; rhs!(du, field, u, p, t))
-    pull!(out, λ, u, p, t) = (counts.vjp += 1; vjp!(out, field, λ, u, p, t))
-    pull_p!(out, λ, u, p, t) = (counts.vjp_p += 1; vjp_p!(out, field, λ, u, p, t))
-    stiff && has_jacobian(field) || return ODEFunction{true, FullSpecialize}(f!; vjp = pull!, vjp_p = pull_p!), counts
+    f, vjp, vjp_p = RightHandSide(field, counts), Pull(field, counts), PullParameters(field, counts)
+    stiff && has_jacobian(field) || return ODEFunction{true, FullSpecialize}(f; vjp, vjp_p), counts
     return ODEFunction{true, FullSpecialize}(
-        f!; vjp = pull!, vjp_p = pull_p!, jac = (J, u, p, t) -> jac!(J, field, u, p, t),
-        tgrad = (out, u, p, t) -> tgrad!(out, field, u, p, t), jac_prototype = zeros(T, n, n),
+        f; vjp, vjp_p, jac = Jacobian(field), tgrad = TimeGradient(field), jac_prototype = zeros(T, n, n),
     ), counts
 end

@@ -12,7 +12,8 @@ What a forward solve leaves.
 - `zs`: (n, T), the state at each of the times `ts`;
 - `sol`: SciML's solution, with dense output if it was kept (`keep = true`): gradients are taken from it;
 - `stats`: evaluations of the field, steps;
-- `retcode`: `"success"`, `"max_steps"`, `"dt_underflow"` or `"non_finite"`.
+- `retcode`: `"success"`, `"max_steps"`, `"dt_underflow"` or `"non_finite"`;
+- `t`: the time that was reached.
 """
 struct Forward{T, S, F}
     zs::Matrix{T}
@@ -20,6 +21,7 @@ struct Forward{T, S, F}
     sol::S
     field::F
     retcode::String
+    t::Float64
     stats::Stats
     counts::Counts
 end
@@ -35,7 +37,8 @@ const RETCODES = Dict(
 )
 
 """
-    forward(field, u0, p, ts; solver = "tsit5", rtol = 1e-6, atol = 1e-8, dt, adaptive, max_steps, dt_max, tstops, keep = true)
+    forward(field, u0, p, ts; solver = "tsit5", rtol = 1e-6, atol = 1e-8, dt, adaptive, max_steps, dt_max, tstops,
+            controller = "own", keep = true)
 
 Solve du/dt = f(u, p, t) from `u0` at `ts[1]` to `ts[end]`; `ts` increases or decreases. Throws an
 `ArgumentError` for input that cannot be used; a solve that fails is reported by `retcode`, and the
@@ -45,24 +48,25 @@ function forward(
         field::AbstractField, u0::AbstractVector{T}, p::AbstractVector, ts::AbstractVector{<:Real};
         solver::AbstractString = "tsit5", rtol::Real = 1.0e-6, atol::Real = 1.0e-8, dt::Union{Nothing, Real} = nothing,
         adaptive::Union{Nothing, Bool} = nothing, max_steps::Integer = 10_000, dt_max::Union{Nothing, Real} = nothing,
-        tstops::AbstractVector{<:Real} = Float64[], keep::Bool = true,
+        tstops::AbstractVector{<:Real} = Float64[], controller::AbstractString = "own", keep::Bool = true,
     ) where {T <: AbstractFloat}
     info = solver_info(solver)
     times = check_times(ts)
     f, counts = odefunction(field, length(u0), T, info.stiff)
     problem = ODEProblem(f, u0, (times[1], times[end]), p)
-    sol = solve(problem, info.make(); solve_keywords(info, times; solver, rtol, atol, dt, adaptive, max_steps, dt_max, tstops, keep)...)
+    integrator = init(problem, info.make(); solve_keywords(info, times; solver, rtol, atol, dt, adaptive, max_steps, dt_max, tstops, controller, keep)...)
+    zs = keep ? read_off(solve!(integrator), times, length(u0), T) : read_on_the_way(integrator, times, u0)
+    sol = integrator.sol
     retcode = get(RETCODES, sol.retcode, lowercase(string(sol.retcode)))
     stats = Stats(counts.rhs, sol.stats.naccept, sol.stats.nreject, sol.stats.njacs)
-    zs = keep ? read_off(sol, times, length(u0), T) : saved(sol, times, length(u0), T)
-    return Forward(zs, times, sol, field, retcode, stats, counts)
+    return Forward(zs, times, sol, field, retcode, Float64(integrator.t), stats, counts)
 end
 
 """
 The options of `forward` as keywords of SciML's `solve`. Every keyword is always given, each of one type: a
 new set of them would be compiled anew.
 """
-function solve_keywords(info, times; solver, rtol, atol, dt, adaptive, max_steps, dt_max, tstops, keep)
+function solve_keywords(info, times; solver, rtol, atol, dt, adaptive, max_steps, dt_max, tstops, controller = "own", keep)
     adapts = something(adaptive, info.adaptive)
     !adapts && dt === nothing && throw(ArgumentError("$solver takes fixed steps here: give dt"))
     span = times[end] - times[1]
@@ -71,7 +75,8 @@ function solve_keywords(info, times; solver, rtol, atol, dt, adaptive, max_steps
         reltol = Float64(rtol), abstol = Float64(atol), adaptive = adapts, maxiters = Int(max_steps),
         tstops = collect(Float64, stops), dt = dt === nothing ? nothing : copysign(Float64(dt), span),
         dtmax = dt_max === nothing ? span : copysign(min(Float64(dt_max), abs(span)), span),
-        dense = keep, save_everystep = keep, save_start = true, saveat = keep ? Float64[] : times, verbose = SILENT,
+        dense = keep, save_everystep = keep, save_start = true, calck = true, verbose = SILENT,
+        controller = controller_of(controller, solver),
     )
 end
 
@@ -96,15 +101,21 @@ function read_off(sol, times, n, ::Type{T}) where {T}
     return zs
 end
 
-"""The state at all times (n, T) as they were saved on the way, NaN where the solve did not get."""
-function saved(sol, times, n, ::Type{T}) where {T}
-    zs = fill(T(NaN), n, length(times))
-    j = 1
-    for (i, t) in enumerate(times)
-        while j < length(sol.t) && sol.t[j] != t
-            j += 1
+"""
+The state at all times (n, T), read off each step as it is made, NaN where the solve does not get. (SciML's
+own way, `saveat`, looks at each time alone and makes vectors of it, which takes as long as the steps.)
+"""
+function read_on_the_way(integrator, times, u0::AbstractVector{T}) where {T}
+    zs = fill(T(NaN), length(u0), length(times))
+    zs[:, 1] = u0
+    next, forwards = 2, times[end] > times[1]
+    for _ in integrator
+        t = integrator.t
+        while next <= length(times) && (forwards ? times[next] <= t : times[next] >= t)
+            here = view(zs, :, next)
+            times[next] == t ? copyto!(here, integrator.u) : integrator(here, times[next])
+            next += 1
         end
-        sol.t[j] == t && copyto!(zs, (i - 1) * n + 1, sol.u[j], 1, n)
     end
     return zs
 end

@@ -98,6 +98,11 @@ const BLAS_FROM = 4096  # multiplications, from which a call of BLAS costs less 
 
 """out = A·B (+ addend), see docs/program-format.md."""
 function mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
+    # Of these, few numbers make an entry: each is written once, its sum kept in a register.
+    k == 1 && return narrow!(Val(1), m, n, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
+    k == 2 && return narrow!(Val(2), m, n, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
+    k == 3 && return narrow!(Val(3), m, n, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
+    k == 4 && return narrow!(Val(4), m, n, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
     inplace = add && c == out && (m == 1 || ci == ldc) && (n == 1 || cj == 1)
     if !inplace
         for i in 0:(m - 1)
@@ -119,6 +124,43 @@ function mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
     return nothing
 end
 
+function narrow!(k::Val{K}, m, n, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj) where {K}
+    ai, al = ta ? (1, lda) : (lda, 1)
+    for i in 0:(m - 1)
+        row, x, addend = step(out, i * ldc), step(a, i * ai), step(c, i * ci)
+        s = ntuple(l -> at(x, (l - 1) * al), k)
+        if !add
+            products!(k, n, row, s, b, tb, ldb, (_, _) -> zero(eltype(row)), addend)
+        elseif cj == 1
+            products!(k, n, row, s, b, tb, ldb, at, addend)
+        else
+            products!(k, n, row, s, b, tb, ldb, (c, j) -> at(c, j * cj), addend)
+        end
+    end
+    return nothing
+end
+
+"""One row of a product of K columns with K rows; strides that are known let loops be vectorised."""
+@inline function products!(k::Val{K}, n, row, s, b, tb, ldb, first::F, c) where {K, F}
+    if !tb
+        sums!(k, n, row, s, j -> step(b, j), l -> l * ldb, first, c)
+    elseif ldb == K
+        sums!(k, n, row, s, j -> step(b, j * K), identity, first, c)
+    else
+        sums!(k, n, row, s, j -> step(b, j * ldb), identity, first, c)
+    end
+end
+
+@inline function sums!(::Val{K}, n, row, s, column::C, place::P, first::F, c) where {K, C, P, F}
+    @simd ivdep for j in 0:(n - 1)
+        put!(row, j, chain(s, column(j), place, 0, first(c, j)))
+    end
+end
+
+@inline chain(::Tuple{}, y, place, l, sum) = sum
+@inline chain(s::Tuple, y, place, l, sum) =
+    chain(Base.tail(s), y, place, l + 1, muladd(s[1], at(y, place(l)), sum))
+
 function small_mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb)
     ai, al = ta ? (1, lda) : (lda, 1)
     for i in 0:(m - 1)
@@ -127,6 +169,14 @@ function small_mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb)
             for j in 0:(n - 1)
                 put!(row, j, at(row, j) + dot_strided(k, x, al, step(b, j * ldb)))
             end
+        elseif n == 1 && k >= 8
+            columns!(Val(1), k, row, x, al, b, ldb)
+        elseif n == 2 && k >= 8
+            columns!(Val(2), k, row, x, al, b, ldb)
+        elseif n == 3 && k >= 8
+            columns!(Val(3), k, row, x, al, b, ldb)
+        elseif n == 4 && k >= 8
+            columns!(Val(4), k, row, x, al, b, ldb)
         else
             bl, bj = tb ? (1, ldb) : (ldb, 1)
             for l in 0:(k - 1)
@@ -136,6 +186,28 @@ function small_mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb)
         end
     end
 end
+
+"""A row of few sums, one down each column: four terms at a time, for an addition waits for the one before it."""
+@inline function columns!(n::Val{N}, k, row::Ptr{T}, x::Ptr{T}, sx, b::Ptr{T}, ldb) where {N, T}
+    zeros = ntuple(_ -> zero(T), n)
+    sums, l = (zeros, zeros, zeros, zeros), 0
+    while l + 3 < k
+        sums = plus_rows(n, sums, step(x, l * sx), sx, step(b, l * ldb), ldb)
+        l += 4
+    end
+    total = map((a, b, c, d) -> (a + b) + (c + d), sums...)
+    while l < k
+        total = plus_row(n, total, at(x, l * sx), step(b, l * ldb))
+        l += 1
+    end
+    for j in 1:N
+        put!(row, j - 1, at(row, j - 1) + total[j])
+    end
+end
+
+@inline plus_rows(n, sums, x, sx, b, ldb) =
+    ntuple(q -> plus_row(n, sums[q], at(x, (q - 1) * sx), step(b, (q - 1) * ldb)), Val(4))
+@inline plus_row(n, sums, s, y) = ntuple(j -> muladd(s, at(y, j - 1), sums[j]), n)
 
 @inline function dot_strided(k, x::Ptr{T}, sx, y::Ptr{T}) where {T}
     sum = zero(T)

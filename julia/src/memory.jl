@@ -44,7 +44,7 @@ number(x) = isnan(x) ? nothing : x
 # Places in the block of Int64, as the caller counts them plus one.
 const N, P, TIMES, Z0, PARAMETERS, TS, ZS, FLOAT32, ADAPTIVE, MAX_STEPS, KEEP, STOPS, STOPS_AT = 1:13
 const NFE, ACCEPTED, REJECTED, JACOBIANS = 14:17
-const COTANGENTS, GRAD_Z0, GRAD_P, CHECKPOINTING, SAMPLES = 18:22
+const COTANGENTS, GRAD_Z0, GRAD_P, CHECKPOINTING, SAMPLES, ELEMENTARY = 18:23
 const INTS, FLOATS = 24, 8
 
 """A solve that was kept: of all samples together, or of each by itself."""
@@ -65,11 +65,13 @@ function solve!(id::Integer, solver::AbstractString, ints::Integer, floats::Inte
     return i[SAMPLES] == 0 ? solve_joint(T, FIELDS[id], solver, i, x) : solve_each(T, FIELDS[id], solver, i, x)
 end
 
+controller(i) = i[ELEMENTARY] == 1 ? "i" : "own"
+
 function solve_one(field, u0, p, solver, i, x)
     adaptive = i[ADAPTIVE] < 0 ? nothing : i[ADAPTIVE] == 1
     return forward(
         field, u0, p, array(Float64, i[TS], i[TIMES]); solver, rtol = x[1], atol = x[2], dt = number(x[3]),
-        dt_max = number(x[4]), adaptive, max_steps = i[MAX_STEPS], keep = i[KEEP] == 1,
+        dt_max = number(x[4]), adaptive, max_steps = i[MAX_STEPS], keep = i[KEEP] == 1, controller = controller(i),
         tstops = array(Float64, i[STOPS_AT], i[STOPS]),
     )
 end
@@ -80,7 +82,7 @@ function solve_joint(::Type{T}, field, solver, i, x) where {T}
     found = solve_one(field, copy(array(T, i[Z0], i[N])), p, solver, i, x)
     copyto!(array(T, i[ZS], i[N], i[TIMES]), found.zs)
     count!(i, (found,))
-    x[5] = found.sol.t[end]
+    x[5] = found.t
     return found.retcode, keep(found, i), -1
 end
 
@@ -95,7 +97,7 @@ function solve_each(::Type{T}, field, solver, i, x) where {T}
     count!(i, found)
     failed = findfirst(one -> one.retcode != "success", found)
     worst = something(failed, 1)
-    x[5] = found[worst].sol.t[end]
+    x[5] = found[worst].t
     return found[worst].retcode, keep(found, i), failed === nothing ? -1 : failed - 1
 end
 
@@ -143,7 +145,7 @@ evaluations(kept::Vector) = reduce(.+, evaluations.(kept))
 function gradient_one(kept, seeds, sensitivity, solver, i, x)
     return gradient(
         kept, seeds; sensitivity, solver, rtol = x[1], atol = x[2], checkpointing = i[CHECKPOINTING] == 1, times = false,
-        max_steps = i[MAX_STEPS], adaptive = i[ADAPTIVE] != 0, dt = number(x[3]),
+        max_steps = i[MAX_STEPS], adaptive = i[ADAPTIVE] != 0, dt = number(x[3]), controller = controller(i),
     )
 end
 

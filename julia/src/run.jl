@@ -66,7 +66,7 @@ function solving(run::Exported)
         atol = Float64(get(o, "atol", 1.0e-8)), max_steps = Int(get(o, "max_steps", 10_000)),
         dt = haskey(o, "dt") ? Float64(o["dt"]) : nothing, dt_max = haskey(o, "dt_max") ? Float64(o["dt_max"]) : nothing,
         adaptive = haskey(o, "adaptive") ? Bool(o["adaptive"]) : nothing,
-        tstops = Float64.(get(o, "tstops", Float64[])),
+        tstops = Float64.(get(o, "tstops", Float64[])), controller = String(get(o, "controller", "own")),
     )
 end
 
@@ -80,7 +80,7 @@ function solved(run::Exported, p; keep)
     return found
 end
 
-refuse_solve(found) = error("the solve ended at t=$(found.sol.t[end]) with $(found.retcode)")
+refuse_solve(found) = error("the solve ended at t=$(found.t) with $(found.retcode)")
 
 # -- commands ---------------------------------------------------------------------------------
 
@@ -97,7 +97,7 @@ function gradient_command(run::Exported, _)
     weights = haskey(run.data, "weights") ? permutedims(run.data["weights"]) : ones(eltype(found.zs), size(found.zs))
     size(weights) == size(found.zs) || refuse("weights are not like the states")
     o = solving(run)
-    g = gradient(found, weights; sensitivity = sensitivity(run), rtol = o.rtol, atol = o.atol)
+    g = gradient(found, weights; sensitivity = sensitivity(run), rtol = o.rtol, atol = o.atol, controller = o.controller)
     npzwrite(joinpath(run.folder, "gradient.npz"), Dict("z0" => g.u0, "p" => g.p, "t" => g.t, counts(found)...))
     println("gradient: |dL/dz0| = ", norm(g.u0), ", |dL/dp| = ", norm(g.p))
 end
@@ -121,7 +121,7 @@ function train_command(run::Exported, options)
     for epoch in (state.epoch + 1):options.epochs
         found = solved(run, state.p; keep = true)
         loss, seeds = mean_squared(found.zs, targets)
-        g = gradient(found, Matrix{T}(seeds); sensitivity = sensitivity(run), rtol = o.rtol, atol = o.atol, times = false)
+        g = gradient(found, Matrix{T}(seeds); sensitivity = sensitivity(run), rtol = o.rtol, atol = o.atol, controller = o.controller, times = false)
         isfinite(loss) && all(isfinite, g.p) || error("the loss or its gradient is not finite in epoch $epoch; the last checkpoint is whole")
         if loss < state.best_loss
             state.best_loss, state.best = loss, copy(state.p)
@@ -212,16 +212,29 @@ function trajectories(run, z0s, p, ps)
         return remake(problem; f = own, u0 = z0s[:, i], p = ps === nothing ? p : ps[:, i])
     end
     function output_func(sol, context...)
-        zs = PyNode.saved(sol, ts, size(z0s, 1), eltype(z0s))
+        zs = saved(sol, ts, size(z0s, 1), eltype(z0s))
         return (zs, get(PyNode.RETCODES, sol.retcode, "failed")), false
     end
     way = nprocs() > 1 ? EnsembleDistributed() : Threads.nthreads() > 1 ? EnsembleThreads() : EnsembleSerial()
     nprocs() > 1 && remotecall_eval(Main, workers(), :(using PyNode))
     many = solve(
         EnsembleProblem(base; prob_func, output_func), info.make(), way; trajectories = size(z0s, 2),
-        PyNode.solve_keywords(info, ts; o..., keep = false)...,
+        PyNode.solve_keywords(info, ts; o..., keep = false)..., saveat = ts,
     )
     return collect(many.u)
+end
+
+"""The state at all times (n, T) as they were saved on the way, NaN where the solve did not get."""
+function saved(sol, times, n, ::Type{T}) where {T}
+    zs = fill(T(NaN), n, length(times))
+    j = 1
+    for (i, t) in enumerate(times)
+        while j < length(sol.t) && sol.t[j] != t
+            j += 1
+        end
+        sol.t[j] == t && copyto!(zs, (i - 1) * n + 1, sol.u[j], 1, n)
+    end
+    return zs
 end
 
 # -- the command line -------------------------------------------------------------------------

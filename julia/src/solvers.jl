@@ -38,6 +38,17 @@ const SOLVERS = Dict(
     "auto" => SolverInfo(() -> AutoTsit5(Rosenbrock23(autodiff = FD)), 5, true, true),
 )
 
+"""
+The controller of step sizes by name: `"own"` is what the solver brings, `"i"` the elementary one, which
+takes larger steps at loose tolerances and forgets past errors.
+"""
+function controller_of(name::AbstractString, solver::AbstractString)
+    name == "own" && return nothing
+    name == "i" || throw(ArgumentError("controller $(repr(name)) is not one of own, i"))
+    solver in ("fbdf", "auto") && throw(ArgumentError("$solver has a controller of its own"))
+    return IController()
+end
+
 """Names of all solvers."""
 solvers() = sort!(collect(keys(SOLVERS)))
 

@@ -8,6 +8,8 @@ and where it does not, the slow comparison decides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ import torch
 from torch import Tensor
 
 from pynode.lowering.holdings import MISSING, content, holdings
+
+_MISSING = repeat(MISSING)
 
 
 class Unchanged:
@@ -31,11 +35,12 @@ class Unchanged:
     def __init__(
         self, fn: Any, tensors: Sequence[Tensor], constants: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
-        self._mappings: list[tuple[Any, int, list[tuple[Any, Any]]]] = []
-        self._names: list[tuple[Any, list[tuple[Any, Any]]]] = []
+        # Keys and values apart: so they are compared by loops that are not Python's own.
+        self._mappings: list[tuple[Any, int, list[Any], list[Any]]] = []
+        self._names: list[tuple[Any, list[Any], list[Any]]] = []
         self._sequences: list[tuple[Any, list[Any]]] = []
         self._cells: list[tuple[Any, Any]] = []
-        self._attributes: list[tuple[Any, str, Any]] = []
+        self._attributes: tuple[list[Any], list[str], list[Any]] = ([], [], [])
         self._own: list[tuple[str, Any]] = []
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
         self._constants = constants
@@ -48,38 +53,36 @@ class Unchanged:
         self._tensors = [(x, x.dtype, x.shape, x.requires_grad) for x in watched]
 
     def _watch(self, fn: Any, kind: str, owner: Any, parts: list[tuple[Any, Any]]) -> None:
+        keys, values = [key for key, _ in parts], [value for _, value in parts]
         if kind == "mapping":
-            self._mappings.append((owner, len(owner), parts))
+            self._mappings.append((owner, len(owner), keys, values))
         elif kind == "names":
-            self._names.append((owner, parts))
+            self._names.append((owner, keys, values))
         elif kind == "sequence":
-            self._sequences.append((owner, [value for _, value in parts]))
+            self._sequences.append((owner, values))
         elif kind == "cell":
-            self._cells += [(owner, value) for _, value in parts]
+            self._cells += [(owner, value) for value in values]
         elif owner is fn:
             self._own += parts
         else:
-            self._attributes += [(owner, name, value) for name, value in parts]
+            for kept, new in zip(
+                self._attributes, ([owner] * len(parts), keys, values), strict=True
+            ):
+                kept += new
 
     def holds(self, fn: Any) -> bool:
         """Whether every part is the very object that it was, and every constant has its value."""
-        for owner, size, parts in self._mappings:
-            if len(owner) != size:
+        for owner, size, keys, values in self._mappings:
+            if len(owner) != size or not all(map(is_, map(owner.get, keys, _MISSING), values)):
                 return False
-            for key, value in parts:
-                if owner.get(key, MISSING) is not value:
-                    return False
-        for owner, parts in self._names:
-            for key, value in parts:
-                if owner.get(key, MISSING) is not value:
-                    return False
+        for owner, keys, values in self._names:
+            if not all(map(is_, map(owner.get, keys, _MISSING), values)):
+                return False
         for x, dtype, shape, needs in self._tensors:
             if x.dtype is not dtype or x.shape != shape or x.requires_grad is not needs:
                 return False
         for owner, before in self._sequences:
-            if len(owner) != len(before) or any(
-                a is not b for a, b in zip(owner, before, strict=True)
-            ):
+            if len(owner) != len(before) or not all(map(is_, owner, before)):
                 return False
         for cell, value in self._cells:
             if content(cell) is not value:
@@ -87,9 +90,9 @@ class Unchanged:
         for name, value in self._own:
             if getattr(fn, name, MISSING) is not value:
                 return False
-        for owner, name, value in self._attributes:
-            if getattr(owner, name, MISSING) is not value:
-                return False
+        owners, names, values = self._attributes
+        if not all(map(is_, map(getattr, owners, names, _MISSING), values)):
+            return False
         return all(
             np.array_equal(a, b, equal_nan=a.dtype.kind in "fc") for a, b in self._arrays
         ) and (all(same(tensor, copy) for tensor, copy in self._constants))

@@ -101,6 +101,21 @@ def test_agreement_at_tight_tolerances(case):
         assert relative(g, w) < 1e-6
 
 
+def test_the_elementary_controller():
+    """It is used in both directions: other steps than the solver's own, the same results."""
+    results, stats = [], []
+    for controller in ("pi", "i"):
+        node = NeuralODE(
+            mlp(3, 8), solver="dp5", sensitivity="gauss", engine="julia", controller=controller,
+            rtol=1e-9, atol=1e-11,
+        )  # fmt: skip
+        results.append(gradients(node, plain(2), TIMES))
+        stats.append((node.stats.accepted, node.stats.nfe))
+    assert stats[0] != stats[1]
+    for g, w in zip(*(flat for _, flat in results), strict=True):
+        assert relative(g, w) < 1e-6
+
+
 def test_float32():
     torch.set_default_dtype(torch.float32)
     here, there = nodes(mlp(3, 8), rtol=1e-5, atol=1e-6)
@@ -392,7 +407,7 @@ def test_the_failed_sample_is_named():
 @pytest.mark.parametrize(
     "options",
     [
-        {"controller": "i"},
+        {"controller": "pid"},
         {"norm": "max"},
         {"adjoint_seminorm": True},
         {"checkpoints": 3},

@@ -34,7 +34,6 @@ from pynode.problem import ODEProblem
 from pynode.solution import Retcode, Statistics
 
 UNSUPPORTED = {
-    "controller": ("pi", "each of its solvers has a step-size controller of its own"),
     "norm": ("rms", "its solvers use the RMS norm"),
     "adjoint_seminorm": (False, "SciMLSensitivity has no seminorm"),
     "checkpoints": (None, "it keeps the dense output of the forward solve"),
@@ -230,7 +229,7 @@ class JuliaEngine:
         assert isinstance(field, JuliaFlatField)
         if field.remote is not None:
             return field.remote
-        _check(problem, options, z0)
+        _check(options, z0)
         stiff = catalogue.solver(options.solver).stiff
         rows = problem.layout.rows or 1
         alone = stiff or options.step_control == "per_sample" or isinstance(field.fn, JuliaField)
@@ -240,7 +239,7 @@ class JuliaEngine:
         return field.remote
 
 
-def _check(problem: ODEProblem, options: SolveOptions, z0: Tensor) -> None:
+def _check(options: SolveOptions, z0: Tensor) -> None:
     if z0.device.type != "cpu":
         raise InputError(f"engine='julia' solves on the CPU, but the state lies on {z0.device}")
     if z0.dtype not in (torch.float32, torch.float64):
@@ -248,6 +247,11 @@ def _check(problem: ODEProblem, options: SolveOptions, z0: Tensor) -> None:
     for name in ("rtol", "atol"):
         if isinstance(getattr(options, name), Tensor):
             raise InputError(f"engine='julia' takes one number for {name}, not a tensor")
+    if options.controller == "pid" or (options.controller, options.solver) == ("i", "auto"):
+        raise InputError(
+            f"engine='julia' has no controller={options.controller!r} for {options.solver}: by "
+            "default each of its solvers has one of its own; 'i' is for all but fbdf and auto"
+        )
     for name, (default, why) in UNSUPPORTED.items():
         if getattr(options, name) != default:
             raise InputError(f"engine='julia' has no option {name}: {why}")
@@ -263,6 +267,7 @@ def _block(options: SolveOptions, z0: Tensor, p: Tensor, each: int) -> Block:
     ints[calls.ADAPTIVE] = options.is_adaptive
     ints[calls.MAX_STEPS] = options.max_steps
     ints[calls.SAMPLES] = each
+    ints[calls.ELEMENTARY] = options.controller == "i"
     floats[0], floats[1] = options.rtol, options.atol  # type: ignore[assignment]
     if options.dt is not None:
         floats[2] = options.dt
