@@ -90,6 +90,7 @@ class FlatField:
     Attributes:
         stats: where evaluations are counted.
         backward: count them as ``nfe_backward`` rather than ``nfe``.
+        shape: of the state, where it is one real tensor and no autocast is on; else None.
         autocast: the autocast to evaluate the field under; what it returns in a lower precision
             is then cast up to the state's dtype.
     """
@@ -112,7 +113,7 @@ class FlatField:
         self.form = calling_form(fn, args is not None)
         # One real tensor under no autocast is the usual case, and what a step costs beside the
         # field: it is evaluated without the general way's detours.
-        self._shape = layout.shapes[0] if layout.plain and autocast is None else None
+        self.shape = layout.shapes[0] if layout.plain and autocast is None else None
         self._dtype = layout.dtype
 
     def for_backward(self) -> FlatField:
@@ -123,29 +124,37 @@ class FlatField:
 
     def __call__(self, t: float | Tensor, z: Tensor) -> Tensor:
         """dz/dt (size,) at time ``t`` (a number, or a 0-d tensor that may require grad)."""
-        if self.backward:
-            self.stats.nfe_backward += 1
-        else:
-            self.stats.nfe += 1
-        shape = self._shape
-        if shape is not None:
-            state = z.reshape(shape)
-            if self.form == "z":
-                value = self.fn(state)
-            elif self.form == "tz":
-                if not isinstance(t, Tensor):
-                    t = torch.full((), t, dtype=self._dtype, device=z.device)
-                value = self.fn(t, state)
-            else:
-                value = self._call(t, z, state)
-            if value.__class__ is Tensor and value.shape == shape and value.dtype == self._dtype:
-                return value.reshape(-1)
-            return self._flat(value)
+        if self.shape is not None:
+            return self.shaped(t, z).reshape(-1)
+        self._count_one()
         if self.autocast is None:
             return self._flat(self._evaluate(t, z))
         with self.autocast.on():
             value = self._evaluate(t, z)
         return self._flat(cast_up(value, self.layout.dtype))
+
+    def shaped(self, t: float | Tensor, z: Tensor) -> Tensor:
+        """dz/dt in the state's ``shape``, where there is one, at a flat state."""
+        self._count_one()
+        shape, fn = self.shape, self.fn
+        state = z.reshape(shape)  # type: ignore[arg-type]
+        if self.form == "z":
+            value = fn(state)
+        elif self.form == "tz":
+            if not isinstance(t, Tensor):
+                t = torch.full((), t, dtype=self._dtype, device=z.device)
+            value = fn(t, state)
+        else:
+            value = self._call(t, z, state)
+        if value.__class__ is Tensor and value.shape == shape and value.dtype == self._dtype:
+            return value
+        return self._flat(value).reshape(shape)  # type: ignore[arg-type]
+
+    def _count_one(self) -> None:
+        if self.backward:
+            self.stats.nfe_backward += 1
+        else:
+            self.stats.nfe += 1
 
     def _evaluate(self, t: float | Tensor, z: Tensor) -> State:
         return self._call(t, z, self.layout.restore(z))

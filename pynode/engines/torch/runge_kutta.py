@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -226,13 +226,17 @@ def _polynomial(row: list[float], theta: float) -> float:
 class _Buffer:
     """Stages in one preallocated tensor: for solves without an autograd tape."""
 
-    def __init__(self, count: int, like: Tensor) -> None:
+    def __init__(self, count: int, like: Tensor, shape: tuple[int, ...] = (-1,)) -> None:
         self.stages = torch.empty((count, len(like)), dtype=like.dtype, device=like.device)
         self._rows = list(self.stages.unbind())
+        self._shaped = list(self.stages.view(count, *shape).unbind())
         self._heads = [self.stages[:i].t() for i in range(count + 1)]
 
     def put(self, i: int, k: Tensor) -> None:
         self._rows[i].copy_(k)
+
+    def put_shaped(self, i: int, k: Tensor) -> None:
+        self._shaped[i].copy_(k)
 
     def head(self, i: int) -> Tensor:
         """The first i stages as (N, i)."""
@@ -290,6 +294,11 @@ class ExplicitStepper:
         self.coefficients = coefficients(tableau, like.dtype, like.device)
         self.rhs = rhs
         self._store = stage_store(tableau.stages, like, taped)
+        self._evaluate, self._put = rhs, self._store.put
+        if isinstance(rhs, FlatField) and rhs.shape and not taped:
+            # The field's values go to their rows in the shape they have.
+            self._store = _Buffer(tableau.stages, like, rhs.shape)
+            self._evaluate, self._put = rhs.shaped, self._store.put_shaped
         self._nodes = tableau.c
         # One tensor of times for all stages; on another device it would cost a synchronisation.
         self._times_at_once = (
@@ -308,11 +317,12 @@ class ExplicitStepper:
 
     def attempt(self, t: float, t1: float, z: Tensor) -> Piece:
         """A step from (t, z) to t1; its stages are valid until the next attempt."""
-        c, store, rhs = self.coefficients, self._store, self.rhs
+        c, store, put = self.coefficients, self._store, self._put
+        evaluate: Any = self._evaluate
         dt = t1 - t
         start, last = self._jumps.ends(t, t1)
         if not self._fresh:
-            store.put(0, rhs(start, z))
+            store.put(0, self.rhs(start, z))
             self._fresh = True
         self._keeps_last = self.tableau.fsal and t1 not in self._jumps
         # Not t + dt, which rounding may put behind t1.
@@ -327,7 +337,7 @@ class ExplicitStepper:
                 z_stage = _advanced(z, store.head(i), c.a[i], dt)
             else:
                 z_stage = torch.addmv(z, store.head(i), c.a[i], alpha=dt)
-            store.put(i, rhs(times[i], z_stage))  # type: ignore[arg-type]
+            put(i, evaluate(times[i], z_stage))
         z1 = z_stage if self.tableau.fsal else _advanced(z, store.head(len(c.a)), c.b, dt)
         return Piece(c, t, t1, z, z1, store.stages, last)
 
