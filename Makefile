@@ -7,7 +7,7 @@ DEMO   ?= results/spiral-demo
 BENCH  ?= full
 EXPERIMENTS ?= memory adaptive classify flow series gradients stiff augment physics uneven
 
-.PHONY: demo test test-all test-julia bench experiments docs lint clean
+.PHONY: demo test test-all test-julia bench experiments hopper docs lint clean
 
 demo: $(VENV)/.core
 	$(BIN)/pynode experiment spiral --scale demo --out $(DEMO) --resume
@@ -38,6 +38,11 @@ experiments: $(VENV)/.experiments
 	  $(BIN)/pynode experiment $$name --scale demo --out docs/$$name || exit 1; \
 	done
 	$(BIN)/python docs/refresh.py
+
+# The series experiment on MuJoCo's hopper, into docs/hopper: 6 minutes, and dm_control.
+hopper: $(VENV)/.experiments
+	$(PIP) --editable '.[hopper]'
+	$(BIN)/pynode experiment series --data hopper --scale demo --out docs/hopper
 
 # The site, in site/: open site/index.html.
 docs: $(VENV)/.docs

@@ -1,0 +1,137 @@
+"""How fast an eager solver could be at most, and where the time of ours goes.
+
+``python -m benchmarks.floors`` writes docs/floors.md. The floor is the field alone: as many
+evaluations as the solve made, each of the state that the one before returned, and for gradients one
+backward pass through all of them. A solver whose own work cost nothing would take that long.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks import machine
+from benchmarks.cases import Case, all_cases
+from benchmarks.contenders import Contender, all_contenders
+from benchmarks.contenders.torch_problem import TorchProblem
+
+CASES = ("spiral-b1-1e-3", "spiral-b256-1e-3", "cnf-exact", "cnf-hutchinson")
+ROUNDS = 9
+PAGE = Path(__file__).parent.parent / "docs" / "floors.md"
+
+HEAD = """# How fast eager solves can be
+
+Written by `python -m benchmarks.floors`; do not edit.
+
+* Machine: {machine}, one thread. {versions}.
+
+Without `compile=True` each evaluation of the field is torch's own operations, called one by one,
+and no solver can make them faster. *field alone* is the time of as many evaluations as pynode's
+solve made, with nothing between them (gradients: and one backward pass through all of them). *at
+most* is how many times faster than torchdiffeq a solver would be whose own work cost nothing. A
+forward solve's work is *operations* of torch beside those of the field, counted; *each* is what the
+addition of two states takes, the least of them. *left* is the rest of pynode's time, field and
+operations at that price taken off: Python, and operations that cost more. Times are in ms, medians
+of {rounds} rounds that take turns; *×* is against torchdiffeq.
+"""
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operations(run: Callable[[], Any]) -> int:
+    """How many of torch's operations a run makes."""
+    with Operations() as found:
+        run()
+    return found.count
+
+
+def chain(p: TorchProblem, evaluations: int) -> Callable[[], Any]:
+    """The field alone, so many times; forward and backward where the problem is about gradients."""
+
+    def run() -> Any:
+        t, z = p.times.reshape(-1)[0], p.z0
+        with torch.set_grad_enabled(p.gradient):
+            for _ in range(evaluations):
+                z = p.field(t, z)
+            if p.gradient:
+                return torch.autograd.grad(z.sum(), [p.z0, *p.field.arrays], allow_unused=True)
+        return z
+
+    return run
+
+
+def medians(runs: Sequence[Callable[[], Any]]) -> list[float]:
+    """Milliseconds of each, taking turns."""
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(ROUNDS):
+        for run, found in zip(runs, times, strict=True):
+            start = time.perf_counter()
+            run()
+            found.append((time.perf_counter() - start) * 1e3)
+    return [statistics.median(found) for found in times]
+
+
+def row(case: Case, mode: str, contenders: dict[str, Contender]) -> str:
+    """One line of the table."""
+    base = contenders["torchdiffeq"].prepare(case, mode, "cpu")
+    mine = contenders["pynode torch"].prepare(case, mode, "cpu")
+    raw = mine.run()
+    evaluations = mine.counts(raw)["field calls"]
+    problem = TorchProblem(case, "cpu", mode != "forward")
+    z = problem.z0.detach()
+    field = chain(problem, evaluations)
+    for warm in (base.run, field):
+        warm()
+    times = medians([base.run, mine.run, field, lambda: [z + z for _ in range(100)]])
+    theirs, ours, alone, additions = times
+    rest = "– | – | –"
+    if mode == "forward":
+        beside = operations(mine.run) - operations(field)
+        left = ours - alone - beside * additions / 100
+        rest = f"{beside} | {additions * 10:.2f} | {left:.2f}"
+    return (
+        f"| {case.name} | {mode} | {theirs:.2f} | {ours:.2f} | {theirs / ours:.2f} | "
+        f"{evaluations} | {alone:.2f} | {theirs / alone:.2f} | {rest} |"
+    )
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    contenders = {c.name: c for c in all_contenders()}
+    versions = ", ".join(
+        f"{name} {v}" for name, v in machine.versions().items() if name in ("torch", "torchdiffeq")
+    )
+    lines = [
+        HEAD.format(machine=machine.describe("cpu"), versions=versions, rounds=ROUNDS),
+        "| case | | torchdiffeq | pynode | × | evaluations | field alone | at most | operations | "
+        "each, µs | left |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for case in all_cases(False):
+        if case.name in CASES:
+            lines += [row(case, mode, contenders) for mode in ("forward", "gradient/discrete")]
+            print(case.name, file=sys.stderr, flush=True)
+    PAGE.write_text("\n".join(lines) + "\n")
+    print(PAGE.name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
