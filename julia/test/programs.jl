@@ -139,6 +139,25 @@ code(data) = data["programs"]["f"]["code"]
     @test PyNode.parse_field(changed(d -> nothing)) isa ProgramField
 end
 
+@testset "matrix products, $T" for T in (Float32, Float64)
+    # Row-major matrices, each with a row length beyond its columns, and every way to be transposed.
+    matrix(rows, columns) = reshape(T.(randn(rows * (columns + 3))), columns + 3, rows)
+    for m in (1, 3), n in (1, 2, 3, 4, 5, 9), k in (1, 2, 3, 4, 5, 8, 11, 50), ta in (false, true), tb in (false, true)
+        A, B = ta ? matrix(k, m) : matrix(m, k), tb ? matrix(n, k) : matrix(k, n)
+        a = ta ? A[1:m, :] : permutedims(A[1:k, :])
+        b = tb ? B[1:k, :] : permutedims(B[1:n, :])
+        for (add, ci, cj) in ((false, 0, 0), (true, 0, 1), (true, n, 1), (true, 1, 0))
+            out, c = fill(T(NaN), n + 2, m), T.(randn(m * n + 1))
+            GC.@preserve A B out c PyNode.mm!(
+                m, n, k, pointer(out), n + 2, pointer(A), ta, size(A, 1), pointer(B), tb, size(B, 1), add, pointer(c), ci, cj)
+            addend = [add ? c[1 + i * ci + j * cj] : zero(T) for i in 0:(m - 1), j in 0:(n - 1)]
+            scale = abs.(a) * abs.(b) + abs.(addend)
+            @test all(abs.(permutedims(out[1:n, :]) - (a * b + addend)) .<= 50 * eps(T) * scale)
+            @test all(isnan, out[(n + 1):end, :])
+        end
+    end
+end
+
 @testset "fast functions, Float$(8sizeof(T))" for T in (Float64, Float32)
     xs = T.(vcat(range(-30, 30, 4001), exp10.(range(-12, 1, 500)), -exp10.(range(-12, 1, 500))))
     ulps(f, exact) = maximum(xs) do x
