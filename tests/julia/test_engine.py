@@ -103,10 +103,10 @@ def test_agreement_at_tight_tolerances(case):
 
 def test_the_elementary_controller():
     """It is used in both directions: other steps than the solver's own, the same results."""
-    results, stats = [], []
+    field, results, stats = mlp(3, 8), [], []
     for controller in ("pi", "i"):
         node = NeuralODE(
-            mlp(3, 8), solver="dp5", sensitivity="gauss", engine="julia", controller=controller,
+            field, solver="dp5", sensitivity="gauss", engine="julia", controller=controller,
             rtol=1e-9, atol=1e-11,
         )  # fmt: skip
         results.append(gradients(node, plain(2), TIMES))
