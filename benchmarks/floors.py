@@ -7,6 +7,7 @@ backward pass through all of them. A solver whose own work cost nothing would ta
 
 from __future__ import annotations
 
+import gc
 import statistics
 import sys
 import time
@@ -80,6 +81,10 @@ def chain(p: TorchProblem, evaluations: int) -> Callable[[], Any]:
 def medians(runs: Sequence[Callable[[], Any]]) -> list[float]:
     """Milliseconds of each, taking turns."""
     times: list[list[float]] = [[] for _ in runs]
+    for run in runs * 3:  # warm, with what memory allocators keep
+        run()
+    gc.collect()
+    gc.freeze()
     for _ in range(ROUNDS):
         for run, found in zip(runs, times, strict=True):
             start = time.perf_counter()
@@ -97,8 +102,6 @@ def row(case: Case, mode: str, contenders: dict[str, Contender]) -> str:
     problem = TorchProblem(case, "cpu", mode != "forward")
     z = problem.z0.detach()
     field = chain(problem, evaluations)
-    for warm in (base.run, field):
-        warm()
     times = medians([base.run, mine.run, field, lambda: [z + z for _ in range(100)]])
     theirs, ours, alone, additions = times
     rest = "– | – | –"
