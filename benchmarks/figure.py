@@ -86,6 +86,9 @@ def _growth(
             if xs:
                 ax.plot(xs, ys, label=name, ms=4, lw=1, **look)
         ax.set(xscale="log", yscale="log", xlabel=axis)
+        values = [value for value, _ in points]
+        ax.set_xticks(values, labels=[str(value) for value in values])
+        ax.set_xticks([], minor=True)
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("gradient, ms" if what == "time" else "gradient, peak MB")
     _legend(part, axes)
