@@ -159,8 +159,8 @@ class TorchEngine:
         no_gradient: str,
     ) -> DenseOutput | OwnDenseOutput:
         """What ``sol(s)`` reads from; for ``no_gradient`` see :class:`DenseOutput`."""
-        assert isinstance(forward.log, StepLog)
-        trajectory = self.trajectory(forward.log, options, field)
+        log: Any = forward.log
+        trajectory = self.trajectory(log.step_log(), options, field)
         return DenseOutput(trajectory, problem.layout, no_gradient)
 
     def trajectory(self, log: StepLog, options: SolveOptions, field: FlatField) -> Trajectory:
@@ -192,9 +192,9 @@ class TorchEngine:
         """
         vjp = VJP(field, tensors, zs)
         trajectory = None
-        if forward.log is not None:
-            assert isinstance(forward.log, StepLog)
-            trajectory = self.trajectory(forward.log, options, field)
+        log: Any = forward.log
+        if log is not None:
+            trajectory = self.trajectory(log.step_log(), options, field)
         adjoint = AdjointProblem(
             vjp=vjp,
             outputs=outputs(problem.times, problem.layout),

@@ -293,12 +293,15 @@ class ExplicitStepper:
         self.tableau = tableau
         self.coefficients = coefficients(tableau, like.dtype, like.device)
         self.rhs = rhs
-        self._store = stage_store(tableau.stages, like, taped)
-        self._evaluate, self._put = rhs, self._store.put
+        self._store: _Buffer | _Tape
+        self._evaluate: Any
         if isinstance(rhs, FlatField) and rhs.shape and not taped:
             # The field's values go to their rows in the shape they have.
             self._store = _Buffer(tableau.stages, like, rhs.shape)
             self._evaluate, self._put = rhs.shaped, self._store.put_shaped
+        else:
+            self._store = stage_store(tableau.stages, like, taped)
+            self._evaluate, self._put = rhs, self._store.put
         self._nodes = tableau.c
         # One tensor of times for all stages; on another device it would cost a synchronisation.
         self._times_at_once = (
@@ -318,7 +321,7 @@ class ExplicitStepper:
     def attempt(self, t: float, t1: float, z: Tensor) -> Piece:
         """A step from (t, z) to t1; its stages are valid until the next attempt."""
         c, store, put = self.coefficients, self._store, self._put
-        evaluate: Any = self._evaluate
+        evaluate = self._evaluate
         dt = t1 - t
         start, last = self._jumps.ends(t, t1)
         if not self._fresh:

@@ -58,6 +58,10 @@ class StepLog:
     def __len__(self) -> int:
         return max(len(self.times) - 1, 0)
 
+    def step_log(self) -> StepLog:
+        """Itself: logs of compiled solves make one of what they hold."""
+        return self
+
 
 class Trajectory:
     """Steps of a finished solve: their dense output, or their states in reverse order.

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.dense import DenseOutput
 from pynode.engines.torch.compiled.call import Call, padded, run
 from pynode.engines.torch.compiled.log import CompiledLog
 from pynode.engines.torch.compiled.units import CompiledField, function_of, unit_of
@@ -161,20 +160,6 @@ class CompiledEngine(TorchEngine):
                 zs[call.reached :] = math.nan
             forward.sample, forward.message = explain(_end(call, end), options, layout)
         return forward
-
-    def dense_output(
-        self,
-        problem: ODEProblem,
-        options: SolveOptions,
-        field: FlatField,
-        forward: Forward,
-        no_gradient: str,
-    ) -> DenseOutput:
-        """What ``sol(s)`` reads from."""
-        log: Any = forward.log
-        assert isinstance(log, CompiledLog)
-        trajectory = self.trajectory(log.step_log(), options, field)
-        return DenseOutput(trajectory, problem.layout, no_gradient)
 
     def adjoint(
         self,

@@ -7,13 +7,17 @@ cotangent of z1 and those of the stages (what dense output made of them), last s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from pynode.engines.torch.graphed.attempt import Stages
-from pynode.engines.torch.graphed.field import TracedField
 from pynode.engines.torch.graphed.graphs import Replayed, fused
 from pynode.engines.torch.graphed.log import Block, Interpolant
+
+VJP = Callable[[Tensor, Tensor, Tensor], list[Tensor]]
+"""(t, z, λ) to λᵀ∂f/∂z and λᵀ∂f/∂θ."""
 
 
 class ReverseStep:
@@ -29,14 +33,14 @@ class ReverseStep:
         gradient: (P,): what the parameters have got so far.
     """
 
-    def __init__(self, field: TracedField, stages: Stages, like: Tensor) -> None:
-        self._vjp, self._stages = field.vjp(), stages
+    def __init__(self, vjp: VJP, parameters: int, stages: Stages, like: Tensor) -> None:
+        self._vjp, self._stages = vjp, stages
         count = len(stages)
         self.row = like.new_zeros((1 + count, like.numel()))
         self.cotangents = torch.zeros_like(self.row)
         self.times = like.new_ones(1 + count)
         self.a, self.carried = torch.zeros_like(like), torch.zeros_like(like)
-        self.gradient = like.new_zeros(field.size)
+        self.gradient = like.new_zeros(parameters)
         lam = like.new_zeros((count, like.numel()))
         self._seed = fused(self._seeded, self.a, self.carried, self.cotangents, self.times)
         buffers = (self.a, self.gradient, self.times)

@@ -6,13 +6,11 @@ steps, to read off how far it has come.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pynode.dense import DenseOutput
 from pynode.engines.torch.engine import Forward, TorchEngine
 from pynode.engines.torch.failures import explain
 from pynode.engines.torch.graphed.backward import discrete
@@ -108,20 +106,6 @@ class GraphedEngine(TorchEngine):
             forward.sample, forward.message = explain(end, options, layout)
         return forward
 
-    def dense_output(
-        self,
-        problem: ODEProblem,
-        options: SolveOptions,
-        field: FlatField,
-        forward: Forward,
-        no_gradient: str,
-    ) -> DenseOutput:
-        """What ``sol(s)`` reads from."""
-        log: Any = forward.log
-        assert isinstance(log, GraphedLog)
-        trajectory = self.trajectory(log.step_log(), options, field)
-        return DenseOutput(trajectory, problem.layout, no_gradient)
-
     @torch.inference_mode(False)
     @torch.no_grad()
     def adjoint(
@@ -137,8 +121,6 @@ class GraphedEngine(TorchEngine):
         """dL/dz0 (N,) and the gradients of ``tensors`` from dL/dzs (T, N)."""
         log: Any = forward.log
         if options.sensitivity != "discrete":
-            steps = log.step_log() if isinstance(log, GraphedLog) else log
-            forward = replace(forward, log=steps)
             return super().adjoint(problem, options, field, tensors, forward, zs, grad)
         assert isinstance(log, GraphedLog)
         unit, attempt = log.unit, log.attempt
@@ -148,7 +130,7 @@ class GraphedEngine(TorchEngine):
             grad = torch.nan_to_num(grad)
         with unit.lock:
             unit.field.refresh(field)
-            step = unit.reverse(attempt)
+            step = unit.reverse(attempt, field)
             of_state, gradient, products = discrete(step, attempt.stages, log.blocks, reader, grad)
         field.stats.nfe_backward += products
         field.stats.vjp += products

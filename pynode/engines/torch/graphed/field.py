@@ -37,23 +37,26 @@ class TracedField:
     def __init__(self, field: FlatField, found: list[Tensor], z0: Tensor, t0: float) -> None:
         leaves, spec = pytree.tree_flatten(field.args)
         own = [_own(leaf) for leaf in leaves]
-        quiet = None if field.autocast is None else replace(field.autocast, cache=False)
-        args = pytree.tree_unflatten(own, spec)
-        self._field = FlatField(field.fn, field.layout, args, Statistics(), autocast=quiet)
+        self._args = pytree.tree_unflatten(own, spec)
         self._parameters = [*found, *_trainable(own)]
         self._places = {id(x): i for i, x in enumerate(own) if isinstance(x, Tensor)}
         self._like, self._t0 = z0.detach().clone(), t0
         self.size = sum(x.numel() for x in self._parameters)
         self._sources: list[int | Tensor] = []  # a leaf's number in args, or a tensor of the field
         self._copies: list[Tensor] = []
-        f = self._kernel(lambda z, t, lam: [self._field(t, z)])
+        twin = self._twin(field)
+        f = self._kernel(lambda z, t, lam: [twin(t, z)])
         self.f: Callable[[Tensor, Tensor], Tensor] = lambda t, z: f(z, t, z)[0]
         self._vjp: Callable[..., list[Tensor]] | None = None
 
-    def vjp(self) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
-        """(t, z, λ) to λᵀ∂f/∂z (N,) and λᵀ∂f/∂θ (P,), traced when first asked for."""
+    def vjp(self, field: FlatField) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
+        """(t, z, λ) to λᵀ∂f/∂z (N,) and λᵀ∂f/∂θ (P,), traced when first asked for.
+
+        ``field`` is given again: what is kept for a field must not keep it alive.
+        """
         if self._vjp is None:
-            kernel = self._kernel(self._products)
+            twin = self._twin(field)
+            kernel = self._kernel(lambda z, t, lam: self._products(twin, z, t, lam))
             self._vjp = lambda t, z, lam: kernel(z, t, lam)
         return self._vjp
 
@@ -73,8 +76,13 @@ class TracedField:
             for x, piece in zip(tensors, pieces, strict=True)
         }
 
-    def _products(self, z: Tensor, t: Tensor, lam: Tensor) -> list[Tensor | None]:
-        out = self._field(t, z)
+    def _twin(self, field: FlatField) -> FlatField:
+        """The field as it is traced: with args of its own, and counting nothing."""
+        quiet = None if field.autocast is None else replace(field.autocast, cache=False)
+        return FlatField(field.fn, field.layout, self._args, Statistics(), autocast=quiet)
+
+    def _products(self, field: FlatField, z: Tensor, t: Tensor, lam: Tensor) -> list[Tensor | None]:
+        out = field(t, z)
         wanted = [z, *self._parameters]
         grads: list[Tensor | None] = [None] * len(wanted)
         if out.requires_grad:

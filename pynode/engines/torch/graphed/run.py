@@ -92,7 +92,7 @@ class Run:
             yield from self._stretch(i, stop, begins, first)
             if self._state["status"] != DONE:
                 return
-            self._expected[i:] = [self.accepted + self.rejected - spent, *self._expected[i + 1 :]]
+            self._expected[i : i + 1] = [self.accepted + self.rejected - spent]
             start = stop
 
     def end(self, field: FlatField) -> End:

@@ -14,6 +14,7 @@ from pynode.engines.torch.graphed.attempt import Attempt
 from pynode.engines.torch.graphed.backward import ReverseStep
 from pynode.engines.torch.graphed.field import TracedField
 from pynode.engines.torch.methods import TABLEAUS
+from pynode.errors import LoweringError
 from pynode.field import FlatField
 from pynode.lowering.dependencies import shelf_of, trainable_of
 from pynode.lowering.holdings import PLAIN
@@ -60,11 +61,14 @@ class Unit:
             )
         return self._attempts[key]
 
-    def reverse(self, attempt: Attempt) -> ReverseStep:
+    def reverse(self, attempt: Attempt, field: FlatField) -> ReverseStep:
         """Steps in reverse, of the same stages."""
         key = attempt.method.name, len(attempt.stages)
         if key not in self._reverses:
-            self._reverses[key] = ReverseStep(self.field, attempt.stages, self._like)
+            with one_thread:
+                vjp = self.field.vjp(field)
+            parts = (vjp, self.field.size, attempt.stages, self._like)
+            self._reverses[key] = ReverseStep(*parts)
         return self._reverses[key]
 
 
@@ -99,4 +103,9 @@ def _key(field: FlatField, z0: Tensor) -> Hashable:
 def _of_leaf(leaf: Any) -> Hashable:
     if isinstance(leaf, Tensor):
         return tuple(leaf.shape), leaf.dtype, str(leaf.device), leaf.requires_grad
-    return (type(leaf), leaf) if isinstance(leaf, PLAIN) else id(leaf)
+    if isinstance(leaf, PLAIN):
+        return type(leaf), leaf
+    raise LoweringError(
+        f"compile=True: args hold a {type(leaf).__name__}, which graphs cannot follow when it "
+        "changes. Use tensors, numbers and strings there, or compile=False"
+    )
