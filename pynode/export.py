@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "pynode-run", 1
 RESULTS = ("solution", "gradient", "parameters", "ensemble")
+OF_STEPS = ("norm", "safety", "shrink", "grow", "dt_min", "grid")
+"""Options that decide which steps are made; Julia does not have them."""
 
 
 def export(
@@ -55,13 +57,16 @@ def export(
         LoweringError: the field cannot be lowered.
         InputError: something does not fit, or an option has no meaning outside Python.
     """
-    from pynode.lowering import lower  # torch's tracing is imported when it is needed
+    # torch's tracing is imported when it is needed
+    from pynode.engines.julia.engine import check_options
+    from pynode.lowering import lower
 
     problem, options = ODEProblem(node.field, z0, t, args), node.options
     if problem.times.per_sample:
         raise InputError("export takes times that all samples share, (T,)")
     if not all(isinstance(x, int | float) for x in (options.rtol, options.atol)):
         raise InputError("export takes numbers for rtol and atol, not tensors")
+    check_options(options, OF_STEPS)
     layout = problem.layout
     field = FlatField(node.field, layout, args, Statistics())
     flat = layout.flatten(z0).detach()

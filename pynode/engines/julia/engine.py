@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import weakref
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -247,12 +248,18 @@ def _check(options: SolveOptions, z0: Tensor) -> None:
     for name in ("rtol", "atol"):
         if isinstance(getattr(options, name), Tensor):
             raise InputError(f"engine='julia' takes one number for {name}, not a tensor")
+    check_options(options, UNSUPPORTED)
+
+
+def check_options(options: SolveOptions, names: Iterable[str]) -> None:
+    """Refuse a controller that Julia does not have, and options of these names that it does not."""
     if options.controller == "pid" or (options.controller, options.solver) == ("i", "auto"):
         raise InputError(
             f"engine='julia' has no controller={options.controller!r} for {options.solver}: by "
             "default each of its solvers has one of its own; 'i' is for all but fbdf and auto"
         )
-    for name, (default, why) in UNSUPPORTED.items():
+    for name in names:
+        default, why = UNSUPPORTED[name]
         if getattr(options, name) != default:
             raise InputError(f"engine='julia' has no option {name}: {why}")
 
