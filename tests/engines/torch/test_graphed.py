@@ -8,8 +8,10 @@ import gc
 import math
 import weakref
 
+import compiled_cases
 import pytest
 import torch
+from compiled_cases import TIMES
 from torch import Tensor, nn
 
 from pynode import NeuralODE, autograd, solve
@@ -18,7 +20,6 @@ from pynode.engines.torch.graphed.engine import GraphedEngine
 from pynode.errors import InputError, LoweringError, SolveError
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TIMES = [0.0, 0.0, 0.3, 1.0, 1.7, 2.0]
 
 
 @pytest.fixture(autouse=True)
@@ -33,27 +34,16 @@ def graphed(monkeypatch):
     )
 
 
-class Swirl(nn.Module):
-    """A field with time, a batch, and parameters."""
+class Swirl(compiled_cases.Swirl):
+    """On the device that is tested."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        draw = lambda *shape: (  # noqa: E731
-            torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE)
-        )
-        self.inner = nn.Parameter(draw(8, 2))
-        self.outer = nn.Parameter(0.3 * draw(2, 8))
-        self.register_buffer("shift", draw(2))
-
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        hidden = torch.tanh(z @ self.inner.T + torch.sin(3 * t))
-        return hidden @ self.outer.T + self.shift - 0.1 * z
+        self.to(DEVICE)
 
 
 def state(rows: int = 3, grad: bool = False) -> Tensor:
-    z0 = torch.linspace(-1, 2, 2 * rows, dtype=torch.float64).reshape(rows, 2).to(DEVICE)
-    return z0.requires_grad_(grad)
+    return compiled_cases.state(rows).to(DEVICE).requires_grad_(grad)
 
 
 def both(t=None, field=None, z0=None, **options):
@@ -62,25 +52,7 @@ def both(t=None, field=None, z0=None, **options):
     return [solve(field, z0, t, **{"dense": False, **options}, compile=on) for on in (False, True)]
 
 
-OWN = [torch.tensor(x) for x in ([0.0, 0.4, 2.0], [0.0, 2.0], [0.0])]
-OPTIONS = {
-    "plain": {},
-    "tight": {"rtol": 1e-10, "atol": 1e-12},
-    "backwards": {"t": TIMES[::-1]},
-    "stops": {"tstops": [0.5, 1.0, 1.31]},
-    "grid": {"grid": [0.1, 0.2, 0.9, 1.5]},
-    "fixed": {"adaptive": False, "dt": 0.07},
-    "first step": {"dt": 0.01, "dt_max": 0.2, "dt_min": 0.05},
-    "integral": {"controller": "i", "safety": 0.8, "shrink": 0.5, "grow": 2.0},
-    "pid": {"controller": "pid", "rtol": 1e-3},
-    "largest": {"norm": "max"},
-    "tensors": {"rtol": torch.tensor([1e-3, 1e-8]), "atol": torch.tensor([[1e-5], [0.0], [1e-3]])},
-    "no atol": {"atol": 0.0},
-    "rejections": {"rtol": 1e-9, "dt": 1.0},
-    "own times": {"t": OWN},
-    "start": {"t0": -0.5},
-    "two": {"t": [0.0, 2.0]},
-}  # fmt: skip
+OPTIONS = {**compiled_cases.OPTIONS, "two": {"t": [0.0, 2.0]}}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
