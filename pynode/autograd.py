@@ -133,13 +133,13 @@ def _integrate(
     watch: AnyWatch | None,
 ) -> Part:
     z0 = problem.layout.flatten(problem.z0)
-    on_tape = options.checkpoints is None and not options.compile
+    on_tape = options.checkpoints is None and not options.compile and options.engine == "torch"
     if options.sensitivity == "discrete" and on_tape:
         return _taped(engine, problem, options, field, z0, watch)
     if transforms_active():
         raise GradientError(
             f"sensitivity={options.sensitivity!r} does not work under torch.func transforms or "
-            "forward-mode AD: use sensitivity='discrete' without checkpoints"
+            "forward-mode AD: use sensitivity='discrete' of engine='torch', without checkpoints"
         )
     if not torch.is_grad_enabled():
         return _plain(engine, problem, options, field, z0, watch)
@@ -381,7 +381,7 @@ class _Once(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> None:
         raise GradientError(
             f"sensitivity={ctx.name!r} gives first derivatives only: for double backward use "
-            "sensitivity='discrete' without checkpoints, with compile=False"
+            "sensitivity='discrete' of engine='torch', without checkpoints and compile"
         )
 
 

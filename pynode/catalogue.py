@@ -106,8 +106,9 @@ _SENSITIVITIES = (
         "discrete",
         "automatic differentiation through the solver's own steps: exact gradients of what was "
         "computed; with checkpoints=k in bounded memory",
-        "field activations of every step; with checkpoints=k about 2k states and one step",
-        ("torch",),
+        "field activations of every step (by the julia engine the states, and activations of one "
+        "step); with checkpoints=k about 2k states and one step",
+        ENGINES,
         "Griewank & Walther 2000 (checkpointing); Onken & Ruthotto 2020",
     ),
     SensitivityInfo(

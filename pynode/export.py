@@ -59,6 +59,7 @@ def export(
     """
     # torch's tracing is imported when it is needed
     from pynode.engines.julia.engine import check_options
+    from pynode.engines.julia.fields import programs_of
     from pynode.lowering import lower
 
     problem, options = ODEProblem(node.field, z0, t, args), node.options
@@ -71,7 +72,12 @@ def export(
     field = FlatField(node.field, layout, args, Statistics())
     flat = layout.flatten(z0).detach()
     stiff = catalogue.solver(options.solver).stiff
-    names = ("f", "vjp_z", "vjp_p", *(("jac", "tgrad") if stiff else ()))
+    if stiff and options.sensitivity == "discrete":
+        raise InputError(
+            f"Julia has no sensitivity='discrete' for the stiff solver {options.solver}: export "
+            "with 'gauss' or 'quadrature'"
+        )
+    names = programs_of(options.sensitivity, stiff)
     lowered = lower(field, flat, problem.times.start, names)
     times = np.array(problem.times.values)
     if len(np.unique(times)) < len(times):
@@ -110,7 +116,7 @@ def _toml(node: NeuralODE, problem: ODEProblem) -> str:
         "format": FORMAT,
         "version": VERSION,
         "solver": options.solver,
-        "sensitivity": "gauss" if options.sensitivity == "discrete" else options.sensitivity,
+        "sensitivity": options.sensitivity,
         "rtol": float(options.rtol),
         "atol": float(options.atol),
         "max_steps": int(options.max_steps),

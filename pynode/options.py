@@ -236,6 +236,11 @@ class SolveOptions:
                 "solve linear systems of the size of all parameters in Julia: use 'gauss' or "
                 "'quadrature', or give an explicit adjoint_solver"
             )
+        if info.stiff and self.engine == "julia" and self.sensitivity == "discrete":
+            raise InputError(
+                f"sensitivity='discrete' with the stiff solver {info.name} is not there for "
+                "engine='julia': use 'gauss' or 'quadrature', or engine='torch'"
+            )
         if backward.stiff and self.sensitivity == "backsolve":
             raise InputError(
                 f"sensitivity='backsolve' with the stiff solver {backward.name} would need a "

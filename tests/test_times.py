@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pynode.engines.julia.moments import Moments
+from pynode.engines.julia.reads import Reads
 from pynode.errors import InputError
 from pynode.state import StateLayout
 from pynode.times import Times
@@ -21,27 +21,45 @@ def test_times_whose_sum_overflows_are_finite():
     assert Times([0.0, 1.2e308, 1.5e308]).end == 1.5e308
 
 
-@pytest.mark.parametrize(
-    ("t", "t0", "moments"),
-    [
-        ([0.0, 0.5, 2.0], None, [0.0, 0.5, 2.0]),
-        ([2.0, 0.5, 0.0], None, [2.0, 0.5, 0.0]),
-        ([0.0, 0.5, 0.5, 2.0], None, [0.0, 0.5, 2.0]),
-        ([0.5, 2.0], 0.0, [0.0, 0.5, 2.0]),
-        ([0.5, 0.5], 0.0, [0.0, 0.5]),
-        ([1.0, 0.5, 0.5], 3.0, [3.0, 1.0, 0.5]),
-        ([[0.0, 1.0, math.nan], [0.0, 0.3, 2.0]], None, [0.0, 0.3, 1.0, 2.0]),
-        ([[0.0, 1.0, 2.0], [0.0, 0.3, math.nan]], None, [0.0, 0.3, 1.0, 2.0]),
-    ],
-)
-def test_moments_are_all_times_once_and_in_order(t, t0, moments):
-    z0 = torch.zeros(2, 3)
-    times = Times(torch.tensor(t), t0)
-    found = Moments(times, StateLayout(z0))
-    assert list(found.values) == pytest.approx(moments)
-    states = torch.tensor(found.values, dtype=torch.float64)[:, None].expand(
-        -1, 6
-    )  # the state is the time
+SHARED = [
+    ([0.0, 0.5, 2.0], None),
+    ([2.0, 0.5, 0.0], None),
+    ([0.0, 0.5, 0.5, 2.0], None),
+    ([1.0, 0.5, 0.5], 3.0),
+]
+PER_SAMPLE = [
+    ([[0.0, 1.0, math.nan], [0.0, 0.3, 2.0]], None),
+    ([[0.0, 1.0, 2.0], [0.0, 0.3, math.nan]], None),
+    ([[2.0, 1.0], [0.5, 0.5]], 3.0),
+]
+
+
+@pytest.mark.parametrize(("t", "t0"), SHARED + PER_SAMPLE)
+def test_julia_reads_in_order_and_each_its_own(t, t0):
+    layout = StateLayout(torch.zeros(2, 3))
+    times = Times(torch.tensor(t, dtype=torch.float64), t0)
+    reads = Reads(times, layout)
+    assert list(reads.times) == sorted(reads.times, reverse=times.direction < 0)
+    # The state is its time plus 100 for the second sample, so that a mistaken one is seen.
+    state = torch.tensor(reads.times, dtype=torch.float64)[:, None].repeat(1, 6)
+    state[:, 3:] += 100
+    if times.per_sample:
+        places = torch.tensor(reads.after)[:, None] + torch.arange(reads.width)
+        state = state.gather(1, places)
+    assert state.shape == (len(reads.times), reads.width)
     asked = times.t.t()[..., None] if times.per_sample else times.t[:, None, None]
-    wanted = asked.expand(len(asked), 2, 3).reshape(-1, 6).double()
-    torch.testing.assert_close(found.read(states), wanted, equal_nan=True)
+    wanted = asked.expand(len(asked), 2, 3) + torch.tensor([0.0, 100.0])[:, None]
+    torch.testing.assert_close(
+        reads.outputs(state, 6), wanted.reshape(-1, 6).double(), equal_nan=True
+    )
+
+
+@pytest.mark.parametrize(("t", "t0"), SHARED + PER_SAMPLE)
+def test_cotangents_go_where_the_outputs_came_from(t, t0):
+    times = Times(torch.tensor(t, dtype=torch.float64), t0)
+    reads = Reads(times, StateLayout(torch.zeros(2, 3)))
+    found = torch.randn(len(reads.times), reads.width, requires_grad=True)
+    zs = reads.outputs(found, 6)
+    grad = torch.randn_like(zs)
+    (wanted,) = torch.autograd.grad(zs, found, grad)
+    assert torch.equal(reads.cotangents(grad), wanted)

@@ -8,7 +8,7 @@ from benchmarks.cases import Case
 from benchmarks.contenders import Contender, Task, import_failure
 from benchmarks.contenders.pynode_torch import PynodeTorch
 
-KINDS = ("backsolve", "interpolating", "gauss", "quadrature")
+KINDS = ("discrete", "backsolve", "interpolating", "gauss", "quadrature")
 STIFF = ("gauss", "quadrature")
 
 

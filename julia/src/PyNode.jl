@@ -21,7 +21,7 @@ using OrdinaryDiffEqSDIRK: KenCarp4, Kvaerno5, TRBDF2
 using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: Vern7
 using SciMLLogging: SciMLLogging
-using SciMLBase: SciMLBase, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, init, solve, solve!
+using SciMLBase: SciMLBase, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, init, solve, solve!, step!
 using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, QuadratureAdjoint,
     ZygoteVJP, adjoint_sensitivities
 
@@ -35,11 +35,15 @@ include("kernels.jl")
 include("interpreter.jl")
 include("check.jl")
 include("fields.jl")
+include("evaluations.jl")
 include("program_field.jl")
 include("callback_field.jl")
 include("files.jl")
 include("solvers.jl")
+include("reads.jl")
 include("forward.jl")
+include("method.jl")
+include("discrete.jl")
 include("adjoint.jl")
 include("forward_sensitivity.jl")
 include("written_out.jl")

@@ -2,7 +2,7 @@
 # SciMLSensitivity prefers to automatic differentiation: ZygoteVJP() only fills the place.
 const GIVEN = ZygoteVJP()
 
-const SENSITIVITIES = Dict(
+const ADJOINTS = Dict(
     "interpolating" => checkpoints -> InterpolatingAdjoint(autojacvec = GIVEN, checkpointing = checkpoints),
     "gauss" => checkpoints -> GaussAdjoint(autojacvec = GIVEN, checkpointing = checkpoints),
     "quadrature" => checkpoints -> QuadratureAdjoint(autojacvec = GIVEN),
@@ -10,7 +10,7 @@ const SENSITIVITIES = Dict(
 )
 
 """Names of all ways to compute gradients."""
-sensitivities() = sort!(collect(keys(SENSITIVITIES)))
+sensitivities() = sort!(["discrete"; collect(keys(ADJOINTS))])
 
 """
     gradient(fwd, cotangents; sensitivity = "gauss", solver, rtol, atol, dt, adaptive, controller = "own",
@@ -29,9 +29,23 @@ function gradient(
     fwd.retcode == "success" || throw(ArgumentError("the solve ended with $(fwd.retcode): it has no gradient"))
     size(cotangents) == size(fwd.zs) ||
         throw(ArgumentError("cotangents are $(size(cotangents)), the outputs $(size(fwd.zs))"))
-    haskey(SENSITIVITIES, sensitivity) || throw(
+    sensitivity in sensitivities() || throw(
         ArgumentError("sensitivity $(repr(sensitivity)) is not one of $(join(sensitivities(), ", "))"))
-    fwd.sol.dense || throw(ArgumentError("the solve kept no dense output: solve with keep = true"))
+    fwd.keep == :dense || sensitivity == "discrete" && fwd.keep == :states ||
+        throw(ArgumentError("the solve did not keep what $sensitivity needs: solve with keep = :dense"))
+    du0, dp = sensitivity == "discrete" ? through_steps(fwd, cotangents) :
+        by_adjoint(fwd, cotangents, sensitivity, solver; rtol, atol, checkpointing, max_steps, dt, adaptive, controller)
+    times && !fwd.reads.whole && throw(ArgumentError("there are gradients of times only where whole states are read"))
+    return (; u0 = du0, p = dp, t = times ? time_gradient(fwd, cotangents, du0) : Float64[])
+end
+
+function through_steps(fwd::Forward{T}, cotangents) where {T}
+    solver_info(fwd.solver).stiff && throw(ArgumentError("discrete is for explicit solvers, not for $(fwd.solver): take gauss"))
+    method, p = method_of(fwd.solver, T, fwd.fixed), fwd.sol.prob.p
+    return discrete_adjoint(fwd.field, method, fwd.sol.t, fwd.sol.u, p, fwd.reads, cotangents, fwd.counts)
+end
+
+function by_adjoint(fwd::Forward{T}, cotangents, sensitivity, solver; rtol, atol, checkpointing, max_steps, dt, adaptive, controller) where {T}
     alg = solver === nothing ? adjoint_algorithm(fwd.sol.alg) : solver_info(solver).make()
     # The Jacobians of these two are of state and parameters together; the pattern in `alg` is of the state alone.
     implicit = fwd.sol.prob.f.jac_prototype !== nothing && (solver === nothing || solver_info(solver).stiff)
@@ -39,15 +53,16 @@ function gradient(
         throw(ArgumentError("$sensitivity by an implicit method would solve linear systems of the size of all parameters: take gauss or quadrature"))
     alg isa FBDF && throw(ArgumentError("the adjoint jumps at the output times, which fbdf, a multistep method, does not follow: take rodas5p"))
     !adaptive && dt === nothing && throw(ArgumentError("fixed steps of the adjoint need dt"))
+    seed = Seed(fwd.reads, cotangents)
     du0, dp = adjoint_sensitivities(
-        fwd.sol, alg; t = fwd.ts[2:end], dgdu_discrete = Seed(cotangents),
-        sensealg = SENSITIVITIES[sensitivity](checkpointing), reltol = Float64(rtol), abstol = Float64(atol),
+        fwd.sol, alg; t = seed.times, dgdu_discrete = seed,
+        sensealg = ADJOINTS[sensitivity](checkpointing), reltol = Float64(rtol), abstol = Float64(atol),
         maxiters = Int(max_steps), verbose = SILENT, adaptive, controller = controller_of(controller, something(solver, "")),
-        dt = dt === nothing ? nothing : copysign(Float64(dt), fwd.ts[1] - fwd.ts[end]),
+        dt = dt === nothing ? nothing : copysign(Float64(dt), fwd.reads.start - fwd.reads.stop),
     )
-    after = vec(du0)
-    of_times = times ? time_gradient(fwd, cotangents, after) : Float64[]
-    return (; u0 = after .+ view(cotangents, :, 1), p = dp === nothing ? T[] : vec(dp), t = of_times)
+    of_u0 = vec(du0)
+    add_first!(of_u0, fwd.reads, cotangents)
+    return of_u0, dp === nothing ? T[] : vec(dp)
 end
 
 """
@@ -58,20 +73,59 @@ adjoint_algorithm(alg) = alg
 adjoint_algorithm(::FBDF) = solver_info("rodas5p").make()
 
 """
-The cotangent of each output but the first, which is u0 itself: its own is added to the result.
+The cotangent of the state at each time but the first, where the state is u0 itself: what is read there is
+added to the result (`add_first!`).
 
 A type of its own, so that SciMLSensitivity compiles once for all.
 """
 struct Seed{M}
+    reads::Reads
     cotangents::M
+    times::Vector{Float64}
+    outputs::Vector{UnitRange{Int}}  # those at each time
 end
-(seed::Seed)(out, u, p, t, i) = (out .= view(seed.cotangents, :, i + 1); nothing)
 
-function time_gradient(fwd::Forward, cotangents, after)
-    p, du = fwd.sol.prob.p, similar(fwd.zs, size(fwd.zs, 1))
-    slopes = map(eachindex(fwd.ts)) do i
-        rhs!(du, fwd.field, fwd.zs[:, i], p, fwd.ts[i])
-        dot(i == 1 ? -after : view(cotangents, :, i), du)
+function Seed(reads::Reads, cotangents)
+    times, outputs, k = Float64[], UnitRange{Int}[], 1
+    while k <= length(reads.times)
+        same = k
+        while same < length(reads.times) && reads.times[same + 1] == reads.times[k]
+            same += 1
+        end
+        if reads.times[k] != reads.start
+            push!(times, reads.times[k])
+            push!(outputs, k:same)
+        end
+        k = same + 1
+    end
+    if isempty(times) || times[end] != reads.stop  # the adjoint begins there
+        push!(times, reads.stop)
+        push!(outputs, 1:0)
+    end
+    return Seed(reads, cotangents, times, outputs)
+end
+
+function (seed::Seed)(out, u, p, t, i)
+    fill!(out, 0)
+    foreach(k -> add_output!(out, seed.reads, seed.cotangents, k), seed.outputs[i])
+end
+
+function add_output!(out, reads, cotangents, k)
+    after = reads.after[k]
+    @inbounds for i in axes(cotangents, 1)
+        out[after + i] += cotangents[i, k]
+    end
+end
+
+add_first!(out, reads, cotangents) =
+    foreach(k -> reads.times[k] == reads.start && add_output!(out, reads, cotangents, k), eachindex(reads.times))
+
+function time_gradient(fwd::Forward, cotangents, du0)
+    p, du, times = fwd.sol.prob.p, similar(fwd.zs, size(fwd.zs, 1)), fwd.reads.times
+    later = du0 .- view(cotangents, :, 1)
+    slopes = map(eachindex(times)) do i
+        rhs!(du, fwd.field, fwd.zs[:, i], p, times[i])
+        dot(i == 1 ? -later : view(cotangents, :, i), du)
     end
     return slopes
 end

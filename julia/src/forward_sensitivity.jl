@@ -18,7 +18,7 @@ function forward_sensitivities(
     ) where {T <: AbstractFloat}
     n, m = length(u0), length(p)
     start = vcat(u0, vec(Matrix{T}(I, n, n + m)))
-    fwd = forward(WithSensitivities(field, n, m, T), start, p, ts; options..., keep = false)
+    fwd = forward(WithSensitivities(field, n, m, T), start, p, ts; options..., keep = :nothing)
     fwd.retcode == "success" || error("the solve ended at t=$(fwd.t) with $(fwd.retcode)")
     S = reshape(view(fwd.zs, (n + 1):size(fwd.zs, 1), :), n, n + m, :)
     return (; zs = fwd.zs[1:n, :], u0 = S[:, 1:n, :], p = S[:, (n + 1):end, :], stats = fwd.stats)

@@ -8,7 +8,7 @@ A program that has been loaded and checked, with memory of its own: two tasks ne
 - `sizes`: of the nine slots;
 - `outputs`: names and sizes.
 """
-struct Program{T <: AbstractFloat}
+mutable struct Program{T <: AbstractFloat}  # mutable: handed on as one reference
     code::Vector{Int}
     constants::Vector{T}
     indices::Vector{Int}
@@ -30,11 +30,12 @@ Base.copy(p::Program{T}) where {T} = Program{T}(
 )
 
 """
-    run!(program, outputs, z, t, p, λ)
+    run!(program, outputs, z, t, p, λ, from = 1, to = length(program.code))
 
-Fill the `outputs`, a tuple of vectors. All vectors are contiguous and of the program's number type.
+Fill the `outputs`, a tuple of vectors. All vectors are contiguous and of the program's number type. A part of
+the code is run on what the parts before it left in memory.
 """
-function run!(program::Program{T}, outputs::Tuple, z, t, p, λ) where {T}
+function run!(program::Program{T}, outputs::Tuple, z, t, p, λ, from::Int = 1, to::Int = length(program.code)) where {T}
     check_sizes(program, outputs, z, p, λ)
     program.time[1] = t
     slots = program.slots
@@ -42,7 +43,7 @@ function run!(program::Program{T}, outputs::Tuple, z, t, p, λ) where {T}
         slots[1], slots[2] = pointer(program.constants), pointer(program.work)
         slots[3], slots[4], slots[5], slots[6] = pointer(z), pointer(program.time), pointer(p), pointer(λ)
         foreach((i, out) -> slots[6 + i] = pointer(out), ntuple(identity, length(outputs)), outputs)
-        execute(program.code, slots, program.indices)
+        execute(program.code, from, to, slots, program.indices)
     end
     return nothing
 end
@@ -88,9 +89,9 @@ end
 """Number of integers after the kind, by the instruction's number."""
 const WIDTHS = (5, 16, 9, 22, 12, 28, 19, 18, 12, 7, 6, 6)
 
-function execute(code::Vector{Int}, slots::Vector{Ptr{T}}, indices::Vector{Int}) where {T}
-    next = 1
-    while next <= length(code)
+function execute(code::Vector{Int}, from::Int, to::Int, slots::Vector{Ptr{T}}, indices::Vector{Int}) where {T}
+    next = from
+    while next <= to
         @inbounds number = code[next]
         instruction!(number, code, next + 1, slots, indices)
         @inbounds next += 2 + WIDTHS[number]

@@ -98,6 +98,11 @@ const BLAS_FROM = 4096  # multiplications, from which a call of BLAS costs less 
 
 """out = A·B (+ addend), see docs/program-format.md."""
 function mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
+    if k == 1 && !add && ldc == n  # an outer product of few columns
+        n == 2 && return outer!(Val(2), m, out, a, ta ? 1 : lda, b, tb ? ldb : 1)
+        n == 3 && return outer!(Val(3), m, out, a, ta ? 1 : lda, b, tb ? ldb : 1)
+        n == 4 && return outer!(Val(4), m, out, a, ta ? 1 : lda, b, tb ? ldb : 1)
+    end
     # Of these, few numbers make an entry: each is written once, its sum kept in a register.
     k == 1 && return narrow!(Val(1), m, n, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
     k == 2 && return narrow!(Val(2), m, n, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
@@ -122,6 +127,21 @@ function mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
     m * n * k >= BLAS_FROM ? gemm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb) :
         small_mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb)
     return nothing
+end
+
+function outer!(n::Val{N}, m, out, a, sa, b, sb) where {N}
+    y = ntuple(j -> at(b, (j - 1) * sb), n)
+    sa == 1 ? outer_rows!(n, m, out, a, y, identity) : outer_rows!(n, m, out, a, y, i -> i * sa)
+    return nothing
+end
+
+@inline function outer_rows!(::Val{N}, m, out, a, y, place::P) where {N, P}
+    @simd ivdep for i in 0:(m - 1)
+        x = at(a, place(i))
+        for j in 1:N
+            put!(out, i * N + j - 1, x * y[j])
+        end
+    end
 end
 
 function narrow!(k::Val{K}, m, n, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj) where {K}
@@ -269,16 +289,49 @@ end
 
 """A sum over the first of two dimensions, row by row: the memory is read in its own order."""
 function fold_rows!(n, inner, out, a, an)
+    inner == 2 && return sum_columns!(Val(2), n, out, a, an)
+    inner == 3 && return sum_columns!(Val(3), n, out, a, an)
+    inner == 4 && return sum_columns!(Val(4), n, out, a, an)
     for i in 0:(inner - 1)
-        put!(out, i, at(a, i))
+        put!(out, i, zero(eltype(out)))
     end
-    for j in 1:(n - 1)
+    j = 0
+    while j + 3 < n
+        x, y, z, w = step(a, j * an), step(a, (j + 1) * an), step(a, (j + 2) * an), step(a, (j + 3) * an)
+        @simd ivdep for i in 0:(inner - 1)
+            put!(out, i, at(out, i) + ((at(x, i) + at(y, i)) + (at(z, i) + at(w, i))))
+        end
+        j += 4
+    end
+    while j < n
         row = step(a, j * an)
         @simd ivdep for i in 0:(inner - 1)
             put!(out, i, at(out, i) + at(row, i))
         end
+        j += 1
     end
 end
+
+"""The sums of few columns, four rows at a time, for an addition waits for the one before it."""
+function sum_columns!(n::Val{N}, rows, out::Ptr{T}, a::Ptr{T}, an) where {N, T}
+    zeros = ntuple(_ -> zero(T), n)
+    sums, i = (zeros, zeros, zeros, zeros), 0
+    while i + 3 < rows
+        sums = plus_four(n, sums, step(a, i * an), an)
+        i += 4
+    end
+    total = map((a, b, c, d) -> (a + b) + (c + d), sums...)
+    while i < rows
+        total = plus(n, total, step(a, i * an))
+        i += 1
+    end
+    for j in 1:N
+        put!(out, j - 1, total[j])
+    end
+end
+
+@inline plus_four(n, sums, a, an) = ntuple(q -> plus(n, sums[q], step(a, (q - 1) * an)), Val(4))
+@inline plus(n, sum, row) = ntuple(j -> sum[j] + at(row, j - 1), n)
 
 just(total, n) = total
 divided(total, n) = total / n

@@ -7,7 +7,7 @@ solves are known by numbers.
 """
 module Memory
 
-using ..PyNode: PyNode, AbstractField, CallbackField, Forward, JuliaField, ensemble, forward, gradient, parse_field
+using ..PyNode: PyNode, AbstractField, CallbackField, Forward, JuliaField, Reads, ensemble, forward, gradient, parse_field
 
 const FIELDS = Dict{Int, AbstractField}()
 const LAST = Ref(0)
@@ -44,18 +44,25 @@ number(x) = isnan(x) ? nothing : x
 # Places in the block of Int64, as the caller counts them plus one.
 const N, P, TIMES, Z0, PARAMETERS, TS, ZS, FLOAT32, ADAPTIVE, MAX_STEPS, KEEP, STOPS, STOPS_AT = 1:13
 const NFE, ACCEPTED, REJECTED, JACOBIANS = 14:17
-const COTANGENTS, GRAD_Z0, GRAD_P, CHECKPOINTING, SAMPLES, ELEMENTARY = 18:23
-const INTS, FLOATS = 24, 8
+const COTANGENTS, GRAD_Z0, GRAD_P, CHECKPOINTING, SAMPLES, ELEMENTARY, WIDTH, AFTER = 18:25
+const INTS, FLOATS = 25, 8
+
+"""Solves of all samples, each by itself, and which of the outputs are whose."""
+struct Each{F <: Forward, O}
+    solves::Vector{F}
+    own::Vector{O}
+end
 
 """A solve that was kept: of all samples together, or of each by itself."""
-const Kept = Union{Forward, Vector{<:Forward}}
+const Kept = Union{Forward, Each}
 const SOLVES = Dict{Int, Kept}()
 
 """
 Solve. `ints` and `floats` are addresses of the blocks; floats are rtol, atol, dt, dt_max (NaN for
-none), and on return the time that was reached. With `SAMPLES` = B > 0 the field is that of one sample
-of N entries, and B of them are solved, each by itself, on all threads. Writes the states to `ZS`,
-of (N, T) or (N, B, T) entries. Returns the retcode, the number of the solve (0 if it was not kept), and the
+none), on return the time that was reached, and the span's start and end. What is read at `TS`, `TIMES` of
+them, goes to `ZS`: the whole state, or, where `AFTER` has an address, the `WIDTH` entries after so many.
+With `SAMPLES` = B > 0 the field is that of one sample of N entries, and B of them are solved, each by itself,
+on all threads. Returns the retcode, the number of the solve (0 if it was not kept), and the
 sample that failed first, counted from 0 (-1 for none).
 """
 function solve!(id::Integer, solver::AbstractString, ints::Integer, floats::Integer)
@@ -65,13 +72,21 @@ function solve!(id::Integer, solver::AbstractString, ints::Integer, floats::Inte
     return i[SAMPLES] == 0 ? solve_joint(T, FIELDS[id], solver, i, x) : solve_each(T, FIELDS[id], solver, i, x)
 end
 
+const KEPT = (:nothing, :states, :dense)
 controller(i) = i[ELEMENTARY] == 1 ? "i" : "own"
 
-function solve_one(field, u0, p, solver, i, x)
+"""What is to be read off: the caller's times, copied, for they are kept."""
+function reads_of(i, x)
+    times, whole = copy(array(Float64, i[TS], i[TIMES])), i[AFTER] == 0
+    after = whole ? zeros(Int, length(times)) : copy(array(Int64, i[AFTER], i[TIMES]))
+    return Reads(x[6], x[7], times, after, i[WIDTH], whole)
+end
+
+function solve_one(field, u0, p, reads, solver, i, x)
     adaptive = i[ADAPTIVE] < 0 ? nothing : i[ADAPTIVE] == 1
     return forward(
-        field, u0, p, array(Float64, i[TS], i[TIMES]); solver, rtol = x[1], atol = x[2], dt = number(x[3]),
-        dt_max = number(x[4]), adaptive, max_steps = i[MAX_STEPS], keep = i[KEEP] == 1, controller = controller(i),
+        field, u0, p, reads; solver, rtol = x[1], atol = x[2], dt = number(x[3]),
+        dt_max = number(x[4]), adaptive, max_steps = i[MAX_STEPS], keep = KEPT[i[KEEP] + 1], controller = controller(i),
         tstops = array(Float64, i[STOPS_AT], i[STOPS]),
     )
 end
@@ -79,8 +94,8 @@ end
 # The solver keeps u0 and p for the gradient, and the caller may change its memory by then: copies.
 function solve_joint(::Type{T}, field, solver, i, x) where {T}
     p = copy(array(T, i[PARAMETERS], i[P]))
-    found = solve_one(field, copy(array(T, i[Z0], i[N])), p, solver, i, x)
-    copyto!(array(T, i[ZS], i[N], i[TIMES]), found.zs)
+    found = solve_one(field, copy(array(T, i[Z0], i[N])), p, reads_of(i, x), solver, i, x)
+    copyto!(array(T, i[ZS], i[WIDTH], i[TIMES]), found.zs)
     count!(i, (found,))
     x[5] = found.t
     return found.retcode, keep(found, i), -1
@@ -88,18 +103,35 @@ end
 
 function solve_each(::Type{T}, field, solver, i, x) where {T}
     p, u0s = copy(array(T, i[PARAMETERS], i[P])), copy(array(T, i[Z0], i[N], i[SAMPLES]))
-    zs = array(T, i[ZS], i[N], i[SAMPLES], i[TIMES])
-    found = on_threads(i[SAMPLES], field) do own, b
-        one = solve_one(own, u0s[:, b], p, solver, i, x)
-        zs[:, b, :] = one.zs
+    zs = array(T, i[ZS], i[WIDTH], i[TIMES])
+    reads, own = own_reads(reads_of(i, x), i[N], i[SAMPLES])
+    found = on_threads(i[SAMPLES], field) do mine, b
+        one = solve_one(mine, u0s[:, b], p, reads[b], solver, i, x)
+        write_own!(zs, own[b], b, one.zs)
         one
     end
     count!(i, found)
     failed = findfirst(one -> one.retcode != "success", found)
     worst = something(failed, 1)
     x[5] = found[worst].t
-    return found[worst].retcode, keep(found, i), failed === nothing ? -1 : failed - 1
+    return found[worst].retcode, keep(Each(found, own), i), failed === nothing ? -1 : failed - 1
 end
+
+"""What each of B samples of n entries reads, as of a state of its own, and which of all reads those are."""
+function own_reads(reads::Reads, n, samples)
+    here(times) = Reads(reads.start, reads.stop, times, zeros(Int, length(times)), n, true)
+    reads.whole && return fill(here(reads.times), samples), fill(nothing, samples)
+    own = [Int[] for _ in 1:samples]
+    foreach(k -> push!(own[reads.after[k] ÷ n + 1], k), eachindex(reads.times))
+    return [here(reads.times[ks]) for ks in own], own
+end
+
+# Each sample's part of what is read: of every state, or whole columns.
+rows(b, n) = ((b - 1) * n + 1):(b * n)
+write_own!(zs, ::Nothing, b, one) = (zs[rows(b, size(one, 1)), :] = one)
+write_own!(zs, own, b, one) = (zs[:, own] = one)
+read_own(zs, ::Nothing, b, n) = zs[rows(b, n), :]
+read_own(zs, own, b, n) = zs[:, own]
 
 """`f(field, b)` for b in 1:count, in chunks on all threads, each with a copy of the field."""
 function on_threads(f, count, field)
@@ -120,7 +152,7 @@ function count!(i, solves)
 end
 
 function keep(found, i)
-    i[KEEP] == 1 || return 0
+    i[KEEP] == 0 && return 0
     SOLVES[next_number()] = found
     return LAST[]
 end
@@ -140,7 +172,7 @@ function gradient!(id::Integer, sensitivity::AbstractString, solver, ints::Integ
 end
 
 evaluations(kept::Forward) = (kept.counts.rhs, kept.counts.vjp + kept.counts.vjp_p)
-evaluations(kept::Vector) = reduce(.+, evaluations.(kept))
+evaluations(kept::Each) = reduce(.+, evaluations.(kept.solves))
 
 function gradient_one(kept, seeds, sensitivity, solver, i, x)
     return gradient(
@@ -150,16 +182,16 @@ function gradient_one(kept, seeds, sensitivity, solver, i, x)
 end
 
 function gradient_of(kept::Forward{T}, sensitivity, solver, i, x) where {T}
-    found = gradient_one(kept, array(T, i[COTANGENTS], i[N], i[TIMES]), sensitivity, solver, i, x)
+    found = gradient_one(kept, array(T, i[COTANGENTS], i[WIDTH], i[TIMES]), sensitivity, solver, i, x)
     copyto!(array(T, i[GRAD_Z0], i[N]), found.u0)
     i[P] > 0 && copyto!(array(T, i[GRAD_P], i[P]), found.p)
 end
 
-function gradient_of(kept::Vector{<:Forward{T}}, sensitivity, solver, i, x) where {T}
-    seeds = array(T, i[COTANGENTS], i[N], i[SAMPLES], i[TIMES])
+function gradient_of(kept::Each{<:Forward{T}}, sensitivity, solver, i, x) where {T}
+    seeds = array(T, i[COTANGENTS], i[WIDTH], i[TIMES])
     of_z0 = array(T, i[GRAD_Z0], i[N], i[SAMPLES])
     of_p = on_threads(i[SAMPLES], nothing) do _, b
-        found = gradient_one(kept[b], seeds[:, b, :], sensitivity, solver, i, x)
+        found = gradient_one(kept.solves[b], read_own(seeds, kept.own[b], b, i[N]), sensitivity, solver, i, x)
         of_z0[:, b] = found.u0
         found.p
     end
@@ -192,16 +224,16 @@ end
 
 function evaluate_as(kept::Forward{T}, count, times, out) where {T}
     ts = array(Float64, times, count)
-    zs = array(T, out, size(kept.zs, 1), count)
+    zs = array(T, out, length(kept.sol.prob.u0), count)
     foreach(j -> kept.sol(view(zs, :, j), ts[j]), 1:count)
     return nothing
 end
 
-function evaluate_as(kept::Vector{<:Forward{T}}, count, times, out) where {T}
-    ts = array(Float64, times, count)
-    zs = array(T, out, size(kept[1].zs, 1), length(kept), count)
-    for b in eachindex(kept), j in 1:count
-        kept[b].sol(view(zs, :, b, j), ts[j])
+function evaluate_as(kept::Each{<:Forward{T}}, count, times, out) where {T}
+    ts, solves = array(Float64, times, count), kept.solves
+    zs = array(T, out, length(solves[1].sol.prob.u0), length(solves), count)
+    for b in eachindex(solves), j in 1:count
+        solves[b].sol(view(zs, :, b, j), ts[j])
     end
     return nothing
 end

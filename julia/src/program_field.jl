@@ -1,16 +1,20 @@
 """
 A field that was lowered from torch: programs for f, its vector-Jacobian products, its Jacobian and
-its time derivative, for `rows` samples of `width` entries each. Two tasks need two copies.
+its time derivative, or value and products in one (`pullback`), for `rows` samples of `width` entries each. Two tasks need two copies.
 
-All networks are of this one type, so a new one needs no compilation.
+All networks are of this one type, so a new one needs no compilation. (It is mutable so that it is one
+reference: SciML copies the functions that it is handed, and all that lies in them, at every evaluation.)
 """
-struct ProgramField{T} <: AbstractField
+mutable struct ProgramField{T} <: AbstractField
     programs::Dict{String, Program{T}}
     f::Program{T}
     vjp_z::Program{T}
     vjp_p::Program{T}
     jac::Program{T}
     tgrad::Program{T}
+    pullback::Program{T}
+    split::Int  # where the products begin in it, 0 if there is none
+    evaluations::Vector{ProgramEvaluation{T}}
     rows::Int
     width::Int
     autonomous::Bool
@@ -23,13 +27,41 @@ function ProgramField{T}(programs::Dict, rows::Int, width::Int, autonomous::Bool
     # A program that is not there is an empty one, and asking for it an error that says so.
     get_or_empty(name) = get(() -> Program(Int[], T[], Int[], 0, (; z = -1, t = 1, p = 0, lam = 0), Pair{String, Int}[]), programs, name)
     blocks = haskey(programs, "jac") ? zeros(T, rows * width^2) : T[]
+    pullback = get_or_empty("pullback")
+    split = haskey(programs, "pullback") ? split_of(pullback) : 0
     return ProgramField{T}(
-        programs, programs["f"], map(get_or_empty, ("vjp_z", "vjp_p", "jac", "tgrad"))..., rows, width, autonomous, blocks, T[],
+        programs, programs["f"], map(get_or_empty, ("vjp_z", "vjp_p", "jac", "tgrad"))..., pullback, split,
+        ProgramEvaluation{T}[], rows, width, autonomous, blocks, T[],
     )
 end
 
 Base.copy(f::ProgramField{T}) where {T} =
     ProgramField{T}(Dict(name => copy(program) for (name, program) in f.programs), f.rows, f.width, f.autonomous)
+
+"""
+Where the products begin in a pullback: at the first instruction that reads λ, before which all of the value
+has been written.
+"""
+function split_of(program::Program)
+    split, next = length(program.code) + 1, 1
+    while next <= length(program.code)
+        number = program.code[next]
+        write, reads, _ = reaches(number, program.code[(next + 2):(next + 1 + WIDTHS[number])])
+        any(read -> read.slot == 5, reads) && (split = min(split, next))
+        write.slot == 6 && next >= split && refuse("a pullback writes the value after it has read λ")
+        next += 2 + WIDTHS[number]
+    end
+    return split
+end
+
+function evaluations!(field::ProgramField{T}, stages, n, m, ::Type{T}) where {T}
+    field.split == 0 && return plain_evaluations(field, stages, n, m, T)
+    while length(field.evaluations) < stages
+        own = copy(field.pullback)
+        push!(field.evaluations, ProgramEvaluation{T}(own, field.split, zeros(T, n), zeros(T, n), zeros(T, n), zeros(T, m)))
+    end
+    return field.evaluations[1:stages]
+end
 
 dense(x::DenseVector{T}, ::Type{T}) where {T} = x
 dense(x::AbstractVector{T}, ::Type{T}) where {T} = x isa StridedVector && stride(x, 1) == 1 ? x : collect(x)

@@ -71,6 +71,7 @@ function solving(run::Exported)
 end
 
 sensitivity(run::Exported) = String(get(run.options, "sensitivity", "gauss"))
+for_gradient(run) = sensitivity(run) == "discrete" ? :states : :dense
 number_type(::ProgramField{T}) where {T} = T
 
 function solved(run::Exported, p; keep)
@@ -85,15 +86,15 @@ refuse_solve(found) = error("the solve ended at t=$(found.t) with $(found.retcod
 # -- commands ---------------------------------------------------------------------------------
 
 function solve_command(run::Exported, _)
-    found = solved(run, vec(run.data["p"]); keep = false)
-    npzwrite(joinpath(run.folder, "solution.npz"), Dict("ts" => found.ts, "zs" => permutedims(found.zs), counts(found)...))
+    found = solved(run, vec(run.data["p"]); keep = :nothing)
+    npzwrite(joinpath(run.folder, "solution.npz"), Dict("ts" => found.reads.times, "zs" => permutedims(found.zs), counts(found)...))
     println("solved: ", found.stats)
 end
 
 counts(found) = ("nfe" => found.stats.nfe, "accepted" => found.stats.accepted, "rejected" => found.stats.rejected)
 
 function gradient_command(run::Exported, _)
-    found = solved(run, vec(run.data["p"]); keep = true)
+    found = solved(run, vec(run.data["p"]); keep = for_gradient(run))
     weights = haskey(run.data, "weights") ? permutedims(run.data["weights"]) : ones(eltype(found.zs), size(found.zs))
     size(weights) == size(found.zs) || refuse("weights are not like the states")
     o = solving(run)
@@ -119,7 +120,7 @@ function train_command(run::Exported, options)
     o = solving(run)
     started = time()
     for epoch in (state.epoch + 1):options.epochs
-        found = solved(run, state.p; keep = true)
+        found = solved(run, state.p; keep = for_gradient(run))
         loss, seeds = mean_squared(found.zs, targets)
         g = gradient(found, Matrix{T}(seeds); sensitivity = sensitivity(run), rtol = o.rtol, atol = o.atol, controller = o.controller, times = false)
         isfinite(loss) && all(isfinite, g.p) || error("the loss or its gradient is not finite in epoch $epoch; the last checkpoint is whole")
@@ -132,7 +133,7 @@ function train_command(run::Exported, options)
         epoch % options.every == 0 && save(checkpoint, state)
     end
     println()
-    last, _ = mean_squared(solved(run, state.p; keep = false).zs, targets)
+    last, _ = mean_squared(solved(run, state.p; keep = :nothing).zs, targets)
     last < state.best_loss && (state.best_loss = last; state.best = copy(state.p))
     save(checkpoint, state)
     npzwrite(joinpath(run.folder, "parameters.npz"), Dict("p" => state.best, "loss" => state.best_loss, "epochs" => state.epoch))
@@ -203,6 +204,7 @@ end
 function trajectories(run, z0s, p, ps)
     o, ts = solving(run), PyNode.check_times(run.data["ts"])
     info = solver_info(o.solver)
+    stops = info.lands ? union(ts[2:end], o.tstops) : o.tstops
     f, _ = odefunction(run.field, size(z0s, 1), eltype(z0s), info.stiff)
     base = ODEProblem(f, z0s[:, 1], (ts[1], ts[end]), p)
     # A program has memory of its own, so each trajectory is solved with a copy of the field.
@@ -219,7 +221,7 @@ function trajectories(run, z0s, p, ps)
     nprocs() > 1 && remotecall_eval(Main, workers(), :(using PyNode))
     many = solve(
         EnsembleProblem(base; prob_func, output_func), info.make(), way; trajectories = size(z0s, 2),
-        PyNode.solve_keywords(info, ts; o..., keep = false)..., saveat = ts,
+        PyNode.solve_keywords(info, (ts[1], ts[end]); o..., tstops = stops, keep = :nothing)..., saveat = ts,
     )
     return collect(many.u)
 end

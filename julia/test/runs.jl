@@ -70,7 +70,7 @@ end
             zs = members(folder)
             o = PyNode.Run.solving(PyNode.Run.read_folder(folder))
             # The same steps; outputs are read off them by other formulas.
-            @test permutedims(zs[3, :, :]) ≈ forward(field, z0s[3, :], p, ts; o..., keep = false).zs rtol = 1.0e-12
+            @test permutedims(zs[3, :, :]) ≈ forward(field, z0s[3, :], p, ts; o..., keep = :nothing).zs rtol = 1.0e-12
         end
         @testset "by processes as in this one" begin
             exported(folder; z0s, ps = [(0.5 + i / 10) * x for i in 1:7, x in p])

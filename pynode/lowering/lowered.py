@@ -16,7 +16,7 @@ from pynode.errors import InputError, ProgramError
 from pynode.lowering.instructions import TIME, Array
 from pynode.lowering.interpreter import Interpreter
 from pynode.lowering.program import DTYPES, Program
-from pynode.lowering.trace import PROGRAMS
+from pynode.lowering.trace import PROGRAMS, TAKES_LAM
 
 FORMAT, VERSION = "pynode-lowered-field", 1
 
@@ -42,7 +42,8 @@ class LoweredField:
         dtype: ``"float32"`` or ``"float64"``.
         rows, width: B and D of the state; B is 1 for a state without batch dimension.
         parameters: layout of the flat parameter vector.
-        programs: by name: ``f``, ``vjp``, ``vjp_z``, ``vjp_p``, ``jac``, ``tgrad``.
+        programs: by name: ``f``, ``vjp``, ``vjp_z``, ``vjp_p``, ``pullback``,
+            ``jac``, ``tgrad``.
         autonomous: whether f is known not to depend on t (from the program ``f``).
         tensors: the parameters themselves, in the layout's order; empty after loading.
         constants: tensors whose values are in the programs, with copies of them as they were.
@@ -156,7 +157,7 @@ class LoweredField:
         n, p = self.rows * self.width, self.size
         known = {"dz": n, "gz": n, "gp": p, "gt": 1, "jac": n * self.width, "ft": n}
         wanted = tuple((out, known[out]) for out in PROGRAMS[name])
-        lam = n if name.startswith("vjp") else 0
+        lam = n if name in TAKES_LAM else 0
         if program.inputs != {"z": n, "t": 1, "p": p, "lam": lam} or program.outputs != wanted:
             raise ProgramError(
                 f"program {name} has inputs {program.inputs} and outputs {program.outputs}, which "

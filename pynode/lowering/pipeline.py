@@ -100,7 +100,7 @@ def _lower_anew(
     programs = {}
     traced: dict[str, Traced] = {}
     for name in which:
-        whole = "vjp" if name in TAKES_LAM else name  # one graph serves all products with λ
+        whole = "vjp" if name.startswith("vjp") else name  # one graph serves all products with λ
         try:
             if whole not in traced:
                 traced[whole] = trace(whole, field, tensors, z0, t0)
@@ -204,8 +204,20 @@ def _program(
         found = found[1:-1]
     outputs, nodes = _outputs(name, graph, found, layout, n, rows)
     kept = fuse(alive(graph.nodes, nodes), nodes)
+    if name == "pullback":
+        kept = value_first(kept)
     inputs = {"z": n, "t": 1, "p": total, "lam": n if name in TAKES_LAM else 0}
     return emit(kept, DTYPES[z0.dtype], inputs, outputs)
+
+
+def value_first(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes in an order of which a first part needs no λ, and the others all do: run by itself
+    it gives the field's value, and what it leaves in memory serves the others later."""
+    pulled: set[Value] = set()
+    for node in nodes:
+        if any(o.value.slot == LAM or o.value in pulled for o in node.operands):
+            pulled.add(node.value)
+    return sorted(nodes, key=lambda node: node.value in pulled)
 
 
 def _outputs(

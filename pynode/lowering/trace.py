@@ -22,12 +22,13 @@ PROGRAMS = {
     "vjp": ("gz", "gp", "gt"),
     "vjp_z": ("gz",),
     "vjp_p": ("gp",),
+    "pullback": ("dz", "gz", "gp"),
     "jac": ("jac",),
     "tgrad": ("ft",),
 }
 """Names of the programs, and of their outputs."""
 
-TAKES_LAM = ("vjp", "vjp_z", "vjp_p")
+TAKES_LAM = ("vjp", "vjp_z", "vjp_p", "pullback")
 
 Traced = tuple[GraphModule, list[str | int | Tensor], list[bool]]
 """A graph; what its inputs are: ``"z"``, ``"t"``, ``"lam"``, the number of a parameter, or a
@@ -46,6 +47,12 @@ def derivative(name: str, field: FlatField, parameters: Sequence[Tensor]) -> Der
             return [None] * len(of)
         # What a closed-over tensor was computed from is shared by all calls: keep its graph.
         return list(torch.autograd.grad(out, of, lam, retain_graph=True, allow_unused=True))
+
+    def pullback(z: Tensor, t: Tensor, lam: Tensor) -> list[Tensor | None]:
+        out, of = field(t, z), (z, *parameters)
+        if not out.requires_grad:
+            return [out] + [None] * len(of)
+        return [out, *torch.autograd.grad(out, of, lam, retain_graph=True, allow_unused=True)]
 
     def jac(z: Tensor, t: Tensor, lam: Tensor) -> list[Tensor | None]:
         rows = field.layout.rows or 1
@@ -80,6 +87,7 @@ def derivative(name: str, field: FlatField, parameters: Sequence[Tensor]) -> Der
         "vjp": lambda z, t, lam: gradients(z, t, lam, z, *parameters, t),
         "vjp_z": lambda z, t, lam: gradients(z, t, lam, z),
         "vjp_p": lambda z, t, lam: gradients(z, t, lam, *parameters),
+        "pullback": pullback,
         "jac": jac,
         "tgrad": tgrad,
     }

@@ -219,11 +219,10 @@ def query_times(at: Tensor, observed: IrregularSeries) -> Tensor:
     return times
 
 
-def sensitivity_for(engine: str) -> str:
-    """``"discrete"``, whose cost does not grow with the number of distinct times, or, for an engine
-    that does not have it, ``"gauss"``."""
-    engines = catalogue.sensitivity("discrete").engines
-    return "discrete" if engine in engines else "gauss"
+def sensitivity_for(engine: str, solver: str) -> str:
+    """``"discrete"``, whose cost does not grow with the number of distinct times, or, for stiff
+    solvers of the julia engine, which does not have it for them, ``"gauss"``."""
+    return "gauss" if engine == "julia" and catalogue.solver(solver).stiff else "discrete"
 
 
 def require_positive(**numbers: float | Sequence[float]) -> None:

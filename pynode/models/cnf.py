@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pynode.errors import InputError
-from pynode.models.base import LossTerms, require_positive
+from pynode.models.base import LossTerms, require_positive, sensitivity_for
 from pynode.models.flows import Flow, flat_points, standard_normal_log_prob
 from pynode.neural_ode import NeuralODE
 from pynode.solution import Statistics
@@ -150,7 +150,8 @@ class CNF(Flow):
                 f"steer={self.regularisation.steer}: must be below duration={duration}, for the "
                 "ODE may end that much earlier"
             )
-        options = {"sensitivity": "discrete", **options}
+        usual = sensitivity_for(options.get("engine", "torch"), solver)
+        options = {"sensitivity": usual, **options}
         options |= {"solver": solver, "rtol": rtol, "atol": atol}
         self.field = field or ConcatSquashField(features, tuple(hidden))
         self.node = NeuralODE(self.field, **options)

@@ -44,7 +44,7 @@ class LatentODE(VariationalModel):
         sigma_min: it never falls below this, see :class:`pynode.models.base.GaussianLikelihood`.
         solver, rtol, atol, engine, options: of :class:`pynode.NeuralODE`; sensitivity is
             ``"discrete"`` by default, whose cost does not grow with the number of distinct times,
-            ``"gauss"`` by the julia engine.
+            ``"gauss"`` for stiff solvers by the julia engine.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class LatentODE(VariationalModel):
         if encoder_options and encoder == "rnn":
             raise InputError("encoder_options are of the 'ode_rnn' encoder; 'rnn' has no ODE")
         self.time_scale = time_scale
-        options = {"sensitivity": sensitivity_for(engine), **options}
+        options = {"sensitivity": sensitivity_for(engine, solver), **options}
         options |= {"rtol": rtol, "atol": atol, "engine": engine}
         self.encoder: RNNEncoder | ODERNNEncoder
         if encoder == "rnn":

@@ -41,8 +41,8 @@ class ODERNN(SeriesModel):
             :class:`pynode.models.base.OneStepLikelihood`.
         sigma_min: it never falls below this, see :class:`pynode.models.base.GaussianLikelihood`.
         solver, rtol, atol, engine, options: of :class:`pynode.NeuralODE`; sensitivity is
-            ``"discrete"`` by default, ``"gauss"`` by the julia engine. ``dt`` is a share of a
-            gap, see :class:`pynode.models.gap_flow.GapFlow`.
+            ``"discrete"`` by default, ``"gauss"`` for stiff solvers by the julia engine. ``dt`` is
+            a share of a gap, see :class:`pynode.models.gap_flow.GapFlow`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ODERNN(SeriesModel):
         self.readout = nn.Linear(hidden, coordinates)
         self.first = nn.Parameter(torch.zeros(hidden))
         self.likelihood = OneStepLikelihood(coordinates, sigma, sigma_min)
-        options = {"sensitivity": sensitivity_for(engine), **options}
+        options = {"sensitivity": sensitivity_for(engine, solver), **options}
         options |= {"solver": solver, "rtol": rtol, "atol": atol, "engine": engine}
         self.flow = GapFlow(MLPField(hidden, field_hidden, layers=field_layers), **options)
 

@@ -430,8 +430,10 @@ def test_wrong_dtypes(dtype):
 
 
 def test_what_it_does_not_have():
-    with pytest.raises(InputError, match="sensitivity 'discrete'"):
-        NeuralODE(mlp(3, 8), engine="julia", sensitivity="discrete")
+    with pytest.raises(InputError, match="sensitivity='discrete' with the stiff solver rodas5p"):
+        NeuralODE(mlp(3, 8), engine="julia", sensitivity="discrete", solver="rodas5p")
+    with pytest.raises(InputError, match="'reversible'"):
+        NeuralODE(mlp(3, 8), engine="julia", sensitivity="reversible")
 
 
 def test_calls_from_several_threads():

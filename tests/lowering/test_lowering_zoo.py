@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from field_zoo import ZOO
@@ -9,6 +11,7 @@ from field_zoo import ZOO
 from pynode.field import FlatField
 from pynode.lowering import PROGRAMS, LoweredField, lower
 from pynode.lowering.check import difference, reference
+from pynode.lowering.instructions import LAM, OUT
 from pynode.lowering.pipeline import with_own_args
 from pynode.solution import Statistics
 from pynode.state import StateLayout
@@ -57,6 +60,17 @@ def test_every_activation(name: str) -> None:
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_program(name: str) -> None:
     compare(name, 3, torch.float64, tuple(PROGRAMS))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_pullback_is_the_value_and_then_the_products(name: str) -> None:
+    field, z = flat(name, 3, torch.float64)
+    steps = lower(field, z, 0.4, ("pullback",), check=False).programs["pullback"].steps
+    reading = [i for i, (_, x) in enumerate(steps) if any(r.slot == LAM for r in x.reads)]
+    first = min(reading, default=len(steps))
+    written = sum(math.prod(x.write.shape) for _, x in steps[:first] if x.write.slot == OUT)
+    assert written >= z.numel()
+    assert not any(x.write.slot == OUT for _, x in steps[first:])
 
 
 @pytest.mark.parametrize(

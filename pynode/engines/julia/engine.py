@@ -23,10 +23,11 @@ from pynode.engines.julia.fields import (
     RemoteField,
     RemoteFields,
     flat,
+    programs_of,
     split,
 )
 from pynode.engines.julia.julia_field import JuliaField
-from pynode.engines.julia.moments import Moments
+from pynode.engines.julia.reads import Reads
 from pynode.errors import GradientError, InputError, JuliaError
 from pynode.field import FlatField
 from pynode.options import SolveOptions
@@ -44,6 +45,7 @@ UNSUPPORTED = {
     "grow": (10.0, "each of its solvers has a step-size controller of its own"),
     "dt_min": (0.0, "its solvers choose the smallest step themselves"),
     "grid": ((), "fixed steps go by dt, and tstops are landed on"),
+    "through_steps": (False, "its steps are taken as they are"),
     "callbacks": (None, "nothing is called back during its steps"),
     "batched_time": (None, "the field is lowered for one time"),
     "batched_args": (None, "args belong to all samples"),
@@ -58,14 +60,14 @@ class KeptSolve:
     Attributes:
         number: by which Julia knows it.
         remote, tensors: its field, and what the field's parameter vector was made of.
-        moments: the times at which its states were read off.
+        reads: what was read off it.
         each: B where each sample was solved by itself, else 0.
     """
 
     number: int
     remote: RemoteField
     tensors: list[Tensor]
-    moments: Moments
+    reads: Reads
     each: int
     size: int
     dtype: torch.dtype
@@ -148,15 +150,17 @@ class JuliaEngine:
         remote = self._remote(problem, options, field, z0)
         tensors = remote.tensors(field.args)
         z0, p = z0.contiguous(), flat(tensors, z0)
-        moments = Moments(problem.times, problem.layout)
+        reads = Reads(problem.times, problem.layout)
         each = (problem.layout.rows or 1) if remote.each else 0
-        found = z0.new_empty(len(moments.values), len(z0))
+        found = z0.new_empty(len(reads.times), reads.width)
         block = _block(options, z0, p, each)
         ints, stops = block.ints, array("d", (*options.tstops, math.nan))  # never empty
-        ints[calls.TIMES], ints[calls.TS] = len(moments.values), moments.values.buffer_info()[0]
-        ints[calls.ZS] = found.data_ptr()
+        ints[calls.TIMES], ints[calls.WIDTH], ints[calls.ZS] = *found.shape, found.data_ptr()
+        ints[calls.TS], ints[calls.AFTER] = reads.addresses
+        block.floats[5], block.floats[6] = problem.times.start, problem.times.end
         ints[calls.STOPS], ints[calls.STOPS_AT] = len(options.tstops), stops.buffer_info()[0]
-        ints[calls.KEEP] = record
+        states_only = options.sensitivity == "discrete" and not options.dense
+        ints[calls.KEEP] = 0 if not record else 1 if states_only else 2
         code, number, sample = bridge().solve(remote.number, options.solver, block)
         stats = field.stats
         stats.nfe += block.ints[calls.NFE]
@@ -167,9 +171,9 @@ class JuliaEngine:
         kept = None
         if number:
             kept = KeptSolve(
-                number, remote, tensors, moments, each, len(z0), z0.dtype, problem.times.start, t
+                number, remote, tensors, reads, each, len(z0), z0.dtype, problem.times.start, t
             )
-        zs = moments.read(found)
+        zs = reads.outputs(found, len(z0))
         if retcode is Retcode.SUCCESS:
             return Forward(zs, t, retcode, kept)
         blamed, message = _explain(retcode, t, sample, options, problem, found)
@@ -205,7 +209,7 @@ class JuliaEngine:
         assert kept is not None
         if problem.times.per_sample:
             grad = torch.nan_to_num(grad)
-        seeds = kept.moments.scatter(grad)
+        seeds = kept.reads.cotangents(grad)
         if not bool(seeds.isfinite().all()):
             raise GradientError("the gradient of the loss holds NaN or infinity")
         like = zs.new_empty(0)
@@ -213,7 +217,8 @@ class JuliaEngine:
         of_z0, of_p = zs.new_empty(kept.size), torch.empty_like(p)
         block = _block(back, of_z0, p, kept.each)
         ints = block.ints
-        ints[calls.TIMES], ints[calls.COTANGENTS] = len(seeds), seeds.data_ptr()
+        ints[calls.TIMES], ints[calls.WIDTH] = seeds.shape
+        ints[calls.COTANGENTS] = seeds.data_ptr()
         ints[calls.GRAD_Z0], ints[calls.GRAD_P] = of_z0.data_ptr(), of_p.data_ptr()
         solver = None if back.solver == options.solver else back.solver
         bridge().gradient(kept.number, options.sensitivity, solver, block)
@@ -235,8 +240,10 @@ class JuliaEngine:
         rows = problem.layout.rows or 1
         alone = stiff or options.step_control == "per_sample" or isinstance(field.fn, JuliaField)
         each = alone and rows > 1 and options.lowering == "program"
-        start = problem.times.start
-        field.remote = self._fields.get(field, z0, start, options.lowering, stiff, each)
+        names = programs_of(options.sensitivity, stiff)
+        field.remote = self._fields.get(
+            field, z0, problem.times.start, options.lowering, names, each
+        )
         return field.remote
 
 

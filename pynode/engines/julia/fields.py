@@ -91,14 +91,14 @@ class RemoteFields:
         self._last: weakref.WeakKeyDictionary[Any, Last] = weakref.WeakKeyDictionary()
 
     def get(
-        self, field: FlatField, z0: Tensor, t0: float, way: str, stiff: bool, each: bool
+        self, field: FlatField, z0: Tensor, t0: float, way: str, names: tuple[str, ...], each: bool
     ) -> RemoteField:
         """The field on Julia's side.
 
         Args:
             field: on flat states.
             way: ``"program"`` or ``"callback"``.
-            stiff: with a Jacobian.
+            names: of the programs that are needed.
             each: of one sample; ``z0`` is the state of all.
 
         Raises:
@@ -112,19 +112,19 @@ class RemoteFields:
             return replace(self._sources[field.fn], each=each, close=False)
         if way == "callback":
             return _open_callback(field, z0, t0)
-        return self._lowered(field, z0, t0, stiff, each)
+        return self._lowered(field, z0, t0, names, each)
 
     def _lowered(
-        self, field: FlatField, z0: Tensor, t0: float, stiff: bool, each: bool
+        self, field: FlatField, z0: Tensor, t0: float, names: tuple[str, ...], each: bool
     ) -> RemoteField:
         """The lowered field: the last one again if nothing that it depends on has changed."""
         last = self._last.get(field.fn) if field.args is None else None
         layout = field.layout
         spec = None if layout.plain else layout.spec
-        asked = (layout.shapes, layout.dtypes, layout.rows, spec, stiff, each)
+        asked = (layout.shapes, layout.dtypes, layout.rows, spec, names, each)
         if last is not None and last.asked == asked and last.unchanged.holds(field.fn):
             return last.remote
-        remote, lowered = self._lowered_by_value(field, z0, t0, stiff, each)
+        remote, lowered = self._lowered_by_value(field, z0, t0, names, each)
         if field.args is None:
             with contextlib.suppress(TypeError):  # without weak references nothing is kept
                 unchanged = Unchanged(field.fn, remote.found, lowered.constants)
@@ -132,7 +132,7 @@ class RemoteFields:
         return remote
 
     def _lowered_by_value(
-        self, field: FlatField, z0: Tensor, t0: float, stiff: bool, each: bool
+        self, field: FlatField, z0: Tensor, t0: float, names: tuple[str, ...], each: bool
     ) -> tuple[RemoteField, LoweredField]:
         own, like = field, z0.detach()
         if each:
@@ -140,7 +140,6 @@ class RemoteFields:
             layout = StateLayout(_row(field.layout.restore(z0.detach()), 0))
             own = FlatField(field.fn, layout, field.args, Statistics())
             like = like[0]
-        names = ("f", "vjp_z", "vjp_p", *(("jac", "tgrad") if stiff else ()))
         found = trainable_of(field, z0, t0)
         lowered = lower(own, like, t0, names, tensors=found)
         last = lowered.programs[names[-1]]
@@ -150,6 +149,12 @@ class RemoteFields:
             number = bridge().open_program(json.dumps(lowered.to_json()))
             self._programs[last] = RemoteField(number, found, each)
         return self._programs[last], lowered
+
+
+def programs_of(sensitivity: str, stiff: bool) -> tuple[str, ...]:
+    """The programs that solves and gradients run."""
+    products = ("pullback",) if sensitivity == "discrete" else ("vjp_z", "vjp_p")
+    return ("f", *products, *(("jac", "tgrad") if stiff else ()))
 
 
 def check_samples(field: FlatField, own: FlatField, z0: Tensor, t0: float) -> None:
