@@ -121,7 +121,7 @@ def integrate(
     autocast = active_autocast(device)
     engine = engine or _engine(options, device)
     field = engine.field(problem, options, problem.args, stats, autocast)
-    with without_autocast(device):
+    with without_autocast(device, autocast):
         return _integrate(engine, problem, options, field, watch)
 
 
@@ -233,7 +233,7 @@ class _Call:
     options: SolveOptions
     field: FlatField
     leaves: list[Tensor]
-    closed_over: list[int]
+    closed_over: list[int] | None
     first: Tensor | None
     watch: AnyWatch | None
     forward: Forward | None = None
@@ -251,7 +251,8 @@ def _with_adjoint(
     times = problem.times
     originals, leaves, args = _detached_args(problem.args)
     field = engine.field(problem, options, args, field.stats, field.autocast)
-    static = [id(x) for x in closed_over(field.fn)]
+    again = engine.evaluates_again(options) or times.t.requires_grad or times.t0.requires_grad
+    static = [id(x) for x in closed_over(field.fn)] if again else None
     found, first = engine.trainable(problem, options, field, z0)
     tensors = [*originals, *found]
     if not any(x.requires_grad for x in (z0, times.t, times.t0, *tensors)):
@@ -361,6 +362,8 @@ def _check_backward(call: _Call) -> None:
     assert call.forward is not None
     if not call.forward.differentiable:
         raise GradientError(f"the solve failed, so it has no gradient: {call.forward.message}")
+    if call.closed_over is None:  # the field is not evaluated again
+        return
     if [id(x) for x in closed_over(call.field.fn)] != call.closed_over:
         raise GradientError(
             "the field's parameters are other tensors now than in the forward pass (swapped in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -386,6 +387,15 @@ class SolveOptions:
 
     def backward(self) -> SolveOptions:
         """The options of the adjoint's solve."""
+        if isinstance(self.rtol, Tensor) or isinstance(self.atol, Tensor):
+            return self._made_backward()  # their values may have changed
+        return self._backward
+
+    @functools.cached_property
+    def _backward(self) -> SolveOptions:
+        return self._made_backward()
+
+    def _made_backward(self) -> SolveOptions:
         own = {
             "solver": self.adjoint_solver,
             "rtol": self.adjoint_rtol,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,10 +38,15 @@ def active_autocast(device: torch.device) -> Autocast | None:
     return Autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled())
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager:
-    """A block in which autocast is off for a device."""
-    if active_autocast(device) is None:
-        return nullcontext()
+_NOTHING = nullcontext()
+
+
+def without_autocast(
+    device: torch.device, found: Autocast | Literal["look"] | None = "look"
+) -> AbstractContextManager:
+    """A block in which autocast is off for a device; ``found`` is the one that is on, if known."""
+    if (active_autocast(device) if found == "look" else found) is None:
+        return _NOTHING
     return torch.autocast(device.type, enabled=False)
 
 

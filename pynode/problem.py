@@ -55,11 +55,12 @@ class ODEProblem:
 
     def __post_init__(self) -> None:
         calling_form(self.field, self.args is not None)
-        layout = StateLayout(self.z0)
+        layout = StateLayout.of(self.z0)
         times: Times | InputError
         try:
             times = Times(self.t, self.t0)
             if times.samples is not None:
+                layout = StateLayout(self.z0)
                 layout.batch(times.samples)
         except InputError as error:
             try:

@@ -59,6 +59,19 @@ class StateLayout:
         self.plain = self.single and not self.dtypes[0].is_complex
         self._of_rows: dict[int, StateLayout] = {}
 
+    @classmethod
+    def of(cls, z0: State) -> StateLayout:
+        """The layout of a state, shared by all states of one tensor like it: not to be changed."""
+        if type(z0) is not Tensor:
+            return cls(z0)
+        key = (z0.shape, z0.dtype, z0.device)
+        found = _LAYOUTS.get(key)
+        if found is None:
+            if len(_LAYOUTS) >= 256:
+                _LAYOUTS.clear()
+            found = _LAYOUTS[key] = cls(z0)
+        return found
+
     def _check(self, leaves: list[Tensor]) -> None:
         for leaf in leaves:
             if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
@@ -201,6 +214,9 @@ class StateLayout:
             return None, f"state entry {entry}"
         sample, column = divmod(entry, self.width)
         return sample, f"sample {sample}, state entry {column}"
+
+
+_LAYOUTS: dict[tuple, StateLayout] = {}
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,25 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError
-from pynode.transforms import is_batched
+from pynode.transforms import is_batched, transforms_active
 
 
 class OneSolveError(InputError):
     """Times that one solve for the whole batch cannot serve, but steps per sample may."""
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """Shared times as they were when they were checked last: to look at each again would take as
+    long as some solves."""
+
+    t: Tensor
+    values: list[Any]
+    span: tuple[float, float, float]
+
+    def are(self, t: Tensor) -> bool:
+        alike = t.shape == self.t.shape and t.dtype == self.t.dtype and t.device == self.t.device
+        return alike and not transforms_active() and torch.equal(t, self.t)
 
 
 class Times:
@@ -30,10 +45,24 @@ class Times:
         direction: 1.0 forwards, -1.0 backwards in time.
     """
 
+    values: list[Any]
+    _last: _Checked | None = None
+
     def __init__(self, t: Any, t0: Any = None) -> None:
         self.t = _as_tensor(t)
         self.per_sample = self.t.ndim == 2
-        self.values: list[Any] = self.t.detach().tolist()
+        last = Times._last
+        if t0 is None and last is not None and last.are(self.t):
+            self.t0, self.values = self.t[0], last.values
+            self.start, self.end, self.direction = last.span
+            return
+        self._check(t0)
+        if t0 is None and not self.per_sample:
+            span = (self.start, self.end, self.direction)
+            Times._last = _Checked(self.t.detach().clone(), self.values, span)
+
+    def _check(self, t0: Any) -> None:
+        self.values = self.t.detach().tolist()
         flat = _finite_rows(self.t, self.values)
         self.t0, self.start = self._initial_time(t0, flat)
         self.direction, self.end = self._span(flat)

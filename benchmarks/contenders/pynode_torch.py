@@ -54,7 +54,7 @@ class PynodeTorch(Contender):
         solver = self.stiff_solver if case.stiff else "dp5"
         given: dict[str, Any] = {"solver": solver, "rtol": case.rtol, "atol": case.atol}
         given["max_steps"] = 100_000
-        if not case.stiff and self.options.get("engine", "torch") == "torch":
+        if not case.stiff:
             given["controller"] = "i"  # as torchdiffeq's and diffrax's are
         if kind is not None:
             given["sensitivity"] = kind

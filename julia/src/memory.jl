@@ -38,14 +38,37 @@ end
 close_field(id::Integer) = (delete!(FIELDS, id); nothing)
 close_solve(id::Integer) = (delete!(SOLVES, id); nothing)
 
+"""The places of the parameter vector's pieces: addresses and sizes, a column each."""
+pieces(i) = array(Int64, i[PARAMETERS], 2, i[PIECES])
+
+"""The parameter vector, copied: the caller may change its memory before the gradient."""
+function gathered(::Type{T}, i) where {T}
+    places = pieces(i)
+    p, at = Vector{T}(undef, sum(view(places, 2, :); init = 0)), 1
+    for (address, n) in eachcol(places)
+        unsafe_copyto!(pointer(p, at), Ptr{T}(address % UInt), n)
+        at += n
+    end
+    return p
+end
+
+"""The gradient of the parameters to where its pieces belong."""
+function scatter!(i, p::Vector{T}) where {T}
+    at = 1
+    for (address, n) in eachcol(pieces(i))
+        GC.@preserve p unsafe_copyto!(Ptr{T}(address % UInt), pointer(p, at), n)
+        at += n
+    end
+end
+
 array(::Type{T}, address::Integer, dims...) where {T} = unsafe_wrap(Array, Ptr{T}(address % UInt), dims)
 number(x) = isnan(x) ? nothing : x
 
 # Places in the block of Int64, as the caller counts them plus one.
 const N, P, TIMES, Z0, PARAMETERS, TS, ZS, FLOAT32, ADAPTIVE, MAX_STEPS, KEEP, STOPS, STOPS_AT = 1:13
 const NFE, ACCEPTED, REJECTED, JACOBIANS = 14:17
-const COTANGENTS, GRAD_Z0, GRAD_P, CHECKPOINTING, SAMPLES, ELEMENTARY, WIDTH, AFTER = 18:25
-const INTS, FLOATS = 25, 8
+const COTANGENTS, GRAD_Z0, PIECES, CHECKPOINTING, SAMPLES, ELEMENTARY, WIDTH, AFTER, FORGET = 18:26
+const INTS, FLOATS = 26, 8
 
 """Solves of all samples, each by itself, and which of the outputs are whose."""
 struct Each{F <: Forward, O}
@@ -61,14 +84,16 @@ const SOLVES = Dict{Int, Kept}()
 Solve. `ints` and `floats` are addresses of the blocks; floats are rtol, atol, dt, dt_max (NaN for
 none), on return the time that was reached, and the span's start and end. What is read at `TS`, `TIMES` of
 them, goes to `ZS`: the whole state, or, where `AFTER` has an address, the `WIDTH` entries after so many.
+The parameter vector is in `PIECES` pieces: at `PARAMETERS` are the address and size of each.
 With `SAMPLES` = B > 0 the field is that of one sample of N entries, and B of them are solved, each by itself,
-on all threads. Returns the retcode, the number of the solve (0 if it was not kept), and the
+on all threads. The kept solve `FORGET` is let go, if it is not 0. Returns the retcode, the number of the solve (0 if it was not kept), and the
 sample that failed first, counted from 0 (-1 for none).
 """
 function solve!(id::Integer, solver::AbstractString, ints::Integer, floats::Integer)
     i, x = array(Int64, ints, INTS), array(Float64, floats, FLOATS)
     T = i[FLOAT32] == 1 ? Float32 : Float64
     PyNode.TICKING_THREAD[] = Threads.threadid()
+    i[FORGET] == 0 || close_solve(i[FORGET])
     return i[SAMPLES] == 0 ? solve_joint(T, FIELDS[id], solver, i, x) : solve_each(T, FIELDS[id], solver, i, x)
 end
 
@@ -91,9 +116,9 @@ function solve_one(field, u0, p, reads, solver, i, x)
     )
 end
 
-# The solver keeps u0 and p for the gradient, and the caller may change its memory by then: copies.
+# The solver keeps u0 for the gradient, as it does p: copies.
 function solve_joint(::Type{T}, field, solver, i, x) where {T}
-    p = copy(array(T, i[PARAMETERS], i[P]))
+    p = gathered(T, i)
     found = solve_one(field, copy(array(T, i[Z0], i[N])), p, reads_of(i, x), solver, i, x)
     copyto!(array(T, i[ZS], i[WIDTH], i[TIMES]), found.zs)
     count!(i, (found,))
@@ -102,7 +127,7 @@ function solve_joint(::Type{T}, field, solver, i, x) where {T}
 end
 
 function solve_each(::Type{T}, field, solver, i, x) where {T}
-    p, u0s = copy(array(T, i[PARAMETERS], i[P])), copy(array(T, i[Z0], i[N], i[SAMPLES]))
+    p, u0s = gathered(T, i), copy(array(T, i[Z0], i[N], i[SAMPLES]))
     zs = array(T, i[ZS], i[WIDTH], i[TIMES])
     reads, own = own_reads(reads_of(i, x), i[N], i[SAMPLES])
     found = on_threads(i[SAMPLES], field) do mine, b
@@ -158,7 +183,8 @@ function keep(found, i)
 end
 
 """
-Gradients of a kept solve: cotangents like the states in, dL/dz0 and dL/dp out. Floats: rtol, atol, dt.
+Gradients of a kept solve: cotangents like what was read in, dL/dz0 and, in the pieces at `PARAMETERS`, dL/dp
+out. Floats: rtol, atol, dt.
 Counts evaluations and vector-Jacobian products in the places of `NFE` and `ACCEPTED`.
 """
 function gradient!(id::Integer, sensitivity::AbstractString, solver, ints::Integer, floats::Integer)
@@ -184,7 +210,7 @@ end
 function gradient_of(kept::Forward{T}, sensitivity, solver, i, x) where {T}
     found = gradient_one(kept, array(T, i[COTANGENTS], i[WIDTH], i[TIMES]), sensitivity, solver, i, x)
     copyto!(array(T, i[GRAD_Z0], i[N]), found.u0)
-    i[P] > 0 && copyto!(array(T, i[GRAD_P], i[P]), found.p)
+    scatter!(i, found.p)
 end
 
 function gradient_of(kept::Each{<:Forward{T}}, sensitivity, solver, i, x) where {T}
@@ -195,7 +221,7 @@ function gradient_of(kept::Each{<:Forward{T}}, sensitivity, solver, i, x) where 
         of_z0[:, b] = found.u0
         found.p
     end
-    i[P] > 0 && copyto!(array(T, i[GRAD_P], i[P]), sum(of_p))
+    scatter!(i, sum(of_p))
 end
 
 """

@@ -23,8 +23,9 @@ from pynode.errors import JuliaError
     13
 )
 NFE, ACCEPTED, REJECTED, JACOBIANS = range(13, 17)
-COTANGENTS, GRAD_Z0, GRAD_P, CHECKPOINTING, SAMPLES, ELEMENTARY, WIDTH, AFTER = range(17, 25)
-INTS, FLOATS = 25, 8
+COTANGENTS, GRAD_Z0, PIECES, CHECKPOINTING, SAMPLES, ELEMENTARY, WIDTH, AFTER = range(17, 25)
+FORGET = 25
+INTS, FLOATS = 26, 8
 _NO_INTS, _NO_FLOATS = (0,) * INTS, (math.nan,) * FLOATS
 
 _calls = threading.RLock()
@@ -77,6 +78,8 @@ class Bridge:
     def solve(self, field: int, solver: str, block: Block) -> tuple[str, int, int]:
         """Retcode, number of the solve (0 if not kept), first failed sample or -1."""
         with self._call():
+            if self._dead_solves:  # one is let go on the way, without a call of its own
+                block.ints[FORGET] = self._dead_solves.popleft()
             retcode, number, sample = self._solve(field, solver, *block.addresses)
             return str(retcode), int(number), int(sample)
 
@@ -101,7 +104,7 @@ class Bridge:
     @contextmanager
     def _call(self) -> Iterator[None]:
         with _calls:
-            while self._dead_solves:
+            while len(self._dead_solves) > 1:
                 self._memory.close_solve(self._dead_solves.popleft())
             while self._dead_fields:
                 self._memory.close_field(self._dead_fields.popleft())

@@ -20,11 +20,10 @@ from pynode.engines.julia import calls
 from pynode.engines.julia.calls import Block, bridge
 from pynode.engines.julia.fields import (
     JuliaFlatField,
+    Pieces,
     RemoteField,
     RemoteFields,
-    flat,
     programs_of,
-    split,
 )
 from pynode.engines.julia.julia_field import JuliaField
 from pynode.engines.julia.reads import Reads
@@ -111,6 +110,7 @@ class JuliaEngine:
 
     def __init__(self) -> None:
         self._fields = RemoteFields()
+        self._checked: SolveOptions | None = None  # the options that were looked at last
 
     def field(
         self,
@@ -124,6 +124,11 @@ class JuliaEngine:
         if autocast is not None:
             raise InputError("engine='julia' does not work under torch.autocast: leave it")
         return JuliaFlatField(problem.field, problem.layout, args, stats)
+
+    def evaluates_again(self, options: SolveOptions) -> bool:
+        """Whether the backward pass evaluates the field as it is then: a lowered one keeps the
+        parameters that it was solved with."""
+        return options.lowering == "callback"
 
     def trainable(
         self, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
@@ -149,7 +154,7 @@ class JuliaEngine:
         """Solve for a flat state z0 (N,)."""
         remote = self._remote(problem, options, field, z0)
         tensors = remote.tensors(field.args)
-        z0, p = z0.contiguous(), flat(tensors, z0)
+        z0, p = z0.contiguous(), Pieces(tensors, z0.dtype)
         reads = Reads(problem.times, problem.layout)
         each = (problem.layout.rows or 1) if remote.each else 0
         found = z0.new_empty(len(reads.times), reads.width)
@@ -210,24 +215,36 @@ class JuliaEngine:
         if problem.times.per_sample:
             grad = torch.nan_to_num(grad)
         seeds = kept.reads.cotangents(grad)
-        if not bool(seeds.isfinite().all()):
+        if not math.isfinite(seeds.sum()) and not bool(seeds.isfinite().all()):
             raise GradientError("the gradient of the loss holds NaN or infinity")
-        like = zs.new_empty(0)
-        p = flat(kept.tensors, like)
-        of_z0, of_p = zs.new_empty(kept.size), torch.empty_like(p)
-        block = _block(back, of_z0, p, kept.each)
+        of_z0 = zs.new_empty(kept.size)
+        of_p = Pieces([torch.empty_like(x, dtype=zs.dtype) for x in kept.tensors], zs.dtype)
+        block = _block(back, of_z0, of_p, kept.each)
         ints = block.ints
         ints[calls.TIMES], ints[calls.WIDTH] = seeds.shape
         ints[calls.COTANGENTS] = seeds.data_ptr()
-        ints[calls.GRAD_Z0], ints[calls.GRAD_P] = of_z0.data_ptr(), of_p.data_ptr()
+        ints[calls.GRAD_Z0] = of_z0.data_ptr()
         solver = None if back.solver == options.solver else back.solver
         bridge().gradient(kept.number, options.sensitivity, solver, block)
         field.stats.nfe_backward += block.ints[calls.NFE]
         field.stats.vjp += block.ints[calls.ACCEPTED]
-        pieces = {
-            id(x): piece for x, piece in zip(kept.tensors, split(of_p, kept.tensors), strict=True)
-        }
-        return of_z0, [pieces.get(id(x), torch.zeros_like(x)) for x in tensors]
+        found = {id(x): grad for x, grad in zip(kept.tensors, of_p.tensors, strict=True)}
+        return of_z0, [
+            found[id(x)].to(x.dtype) if id(x) in found else torch.zeros_like(x) for x in tensors
+        ]
+
+    def _check(self, options: SolveOptions, z0: Tensor) -> None:
+        if z0.device.type != "cpu":
+            raise InputError(f"engine='julia' solves on the CPU, but the state lies on {z0.device}")
+        if z0.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"engine='julia' is for float32 and float64 states, not {z0.dtype}")
+        if options is self._checked:
+            return
+        for name in ("rtol", "atol"):
+            if isinstance(getattr(options, name), Tensor):
+                raise InputError(f"engine='julia' takes one number for {name}, not a tensor")
+        check_options(options, UNSUPPORTED)
+        self._checked = options
 
     def _remote(
         self, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
@@ -235,7 +252,7 @@ class JuliaEngine:
         assert isinstance(field, JuliaFlatField)
         if field.remote is not None:
             return field.remote
-        _check(options, z0)
+        self._check(options, z0)
         stiff = catalogue.solver(options.solver).stiff
         rows = problem.layout.rows or 1
         alone = stiff or options.step_control == "per_sample" or isinstance(field.fn, JuliaField)
@@ -245,17 +262,6 @@ class JuliaEngine:
             field, z0, problem.times.start, options.lowering, names, each
         )
         return field.remote
-
-
-def _check(options: SolveOptions, z0: Tensor) -> None:
-    if z0.device.type != "cpu":
-        raise InputError(f"engine='julia' solves on the CPU, but the state lies on {z0.device}")
-    if z0.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"engine='julia' is for float32 and float64 states, not {z0.dtype}")
-    for name in ("rtol", "atol"):
-        if isinstance(getattr(options, name), Tensor):
-            raise InputError(f"engine='julia' takes one number for {name}, not a tensor")
-    check_options(options, UNSUPPORTED)
 
 
 def check_options(options: SolveOptions, names: Iterable[str]) -> None:
@@ -271,12 +277,13 @@ def check_options(options: SolveOptions, names: Iterable[str]) -> None:
             raise InputError(f"engine='julia' has no option {name}: {why}")
 
 
-def _block(options: SolveOptions, z0: Tensor, p: Tensor, each: int) -> Block:
-    """The numbers that forward and backward calls share."""
+def _block(options: SolveOptions, z0: Tensor, p: Pieces, each: int) -> Block:
+    """The numbers that forward and backward calls share; ``z0`` and ``p`` are what is passed on,
+    or where their gradients go."""
     block = Block()
     ints, floats, size = block.ints, block.floats, z0.numel()
     ints[calls.N], ints[calls.Z0] = size // each if each else size, z0.data_ptr()
-    ints[calls.P], ints[calls.PARAMETERS] = p.numel(), p.data_ptr()
+    ints[calls.PIECES], ints[calls.PARAMETERS] = len(p.tensors), p.address
     ints[calls.FLOAT32] = z0.dtype == torch.float32
     ints[calls.ADAPTIVE] = options.is_adaptive
     ints[calls.MAX_STEPS] = options.max_steps

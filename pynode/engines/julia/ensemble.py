@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from pynode import catalogue
 from pynode.engines.julia import calls, runtime
 from pynode.engines.julia.calls import Block, bridge
-from pynode.engines.julia.fields import RemoteField, flat
+from pynode.engines.julia.fields import RemoteField
 from pynode.errors import GradientError, InputError, JuliaError, SolveError
 from pynode.field import FlatField, UserField, trainable_tensors
 from pynode.lowering import lower
@@ -66,7 +66,7 @@ def ensemble(
             "backend= out"
         )
     remote = _remote(own, start, problem.times.start, found, catalogue.solver(options.solver).stiff)
-    shared = flat(found, z0)
+    shared = _flat(found, z0)
     p = torch.cat(
         [shared.expand(count, -1), *(x.detach().reshape(count, -1).to(z0.dtype) for x in leaves)],
         dim=1,
@@ -95,6 +95,13 @@ def _check(problem: ODEProblem, backend: str, options: SolveOptions) -> None:
         raise InputError(f"kernels are for float32 and float64, not {problem.layout.dtype}")
     if any(not x.is_floating_point() for x in pytree.tree_leaves(problem.args) if _is(x)):
         raise InputError("params of an ensemble in one kernel hold floating-point numbers only")
+
+
+def _flat(tensors: list[Tensor], like: Tensor) -> Tensor:
+    """Present values as one vector (P,) of the dtype of ``like``."""
+    if not tensors:
+        return like.new_empty(0)
+    return torch.cat([x.flatten() for x in tensors]).detach().to(like.dtype)
 
 
 def _remote(

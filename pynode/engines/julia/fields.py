@@ -7,6 +7,7 @@ import ctypes
 import json
 import warnings
 import weakref
+from array import array
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,17 +53,24 @@ class RemoteField:
         return self.found if args is None else [*self.found, *_floating(args)]
 
 
-def flat(tensors: list[Tensor], like: Tensor) -> Tensor:
-    """Present values as one vector (P,) of the dtype of ``like``."""
-    if not tensors:
-        return like.new_empty(0)
-    return torch.cat([x.flatten() for x in tensors]).detach().to(like.dtype)
+class Pieces:
+    """The parameter vector as Julia reads or writes it: piece by piece, where the tensors lie.
 
+    Attributes:
+        tensors: contiguous and of one dtype, the given ones where they are that.
+    """
 
-def split(vector: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """A vector (P,) in the shapes and dtypes of ``tensors``."""
-    pieces = vector.split([x.numel() for x in tensors])
-    return [piece.reshape(x.shape).to(x.dtype) for piece, x in zip(pieces, tensors, strict=True)]
+    def __init__(self, tensors: list[Tensor], dtype: torch.dtype) -> None:
+        self.tensors = [
+            x if x.dtype is dtype and x.is_contiguous() else x.detach().to(dtype).contiguous()
+            for x in tensors
+        ]
+        self._places = array("q", [n for x in self.tensors for n in (x.data_ptr(), x.numel())])
+
+    @property
+    def address(self) -> int:
+        """Of address and size of each piece."""
+        return self._places.buffer_info()[0]
 
 
 class JuliaFlatField(FlatField):

@@ -81,6 +81,10 @@ class TorchEngine:
         """The problem's field on flat states, with counts in ``stats``."""
         return FlatField(problem.field, problem.layout, args, stats, autocast=autocast)
 
+    def evaluates_again(self, options: SolveOptions) -> bool:
+        """Whether the backward pass evaluates the field as it is then, not as it was."""
+        return True
+
     def trainable(
         self, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
     ) -> tuple[list[Tensor], Tensor | None]:
