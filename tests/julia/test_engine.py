@@ -164,6 +164,57 @@ def test_each_samples_own_times_backwards_and_a_time_before_the_first():
     torch.testing.assert_close(there(z0, back), here(z0, back), rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.parametrize("solver", ["tsit5", "rk4"])
+def test_discrete_gradients_are_exact(solver):
+    """By the same fixed steps both engines differentiate the same numbers, wherever outputs lie."""
+    field = mlp(3, 8)
+    options = {"solver": solver, "adaptive": False, "dt": 0.11, "sensitivity": "discrete"}
+    here, there = nodes(field, **options)
+    own = [torch.tensor([0.2, 0.5, 1.1]), torch.tensor([0.3]), torch.tensor([0.0, 1.21])]
+    for times in (TIMES, TIMES[::-1], [0.0, 0.55, 0.55, 0.6], own):
+        found = []
+        for node in (here, there):
+            z0 = plain(3).requires_grad_()
+            zs = node(z0, times, t0=0.0 if times is own else None)
+            found.append(
+                torch.autograd.grad(zs.nan_to_num().sin().sum(), [z0, *field.parameters()])
+            )
+        for g, w in zip(*found, strict=True):
+            assert relative(g, w) < 1e-10
+    assert there.stats.vjp > 0
+
+
+class Untidy(torch.nn.Module):
+    """Parameters that do not lie in a row, or lie in several layouts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Parameter(plain(4).repeat(1, 2)[:, ::2].t())
+        self.b = torch.nn.Parameter(plain(4)[0, :3].expand(4, 3).t())
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return torch.tanh(z @ self.a) @ self.b.t()
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "gauss"])
+def test_parameters_in_any_layout(sensitivity):
+    here, there = nodes(Untidy(), rtol=1e-9, atol=1e-11, sensitivity=sensitivity)
+    _, want = gradients(here, plain(2), TIMES)
+    _, got = gradients(there, plain(2), TIMES)
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape
+        assert relative(g, w) < 1e-6
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "gauss"])
+def test_no_parameters(sensitivity):
+    here, there = nodes(lambda t, z: torch.cos(t) * z, sensitivity=sensitivity, rtol=1e-9)
+    _, want = gradients(here, plain(2), TIMES)
+    _, got = gradients(there, plain(2), TIMES)
+    for g, w in zip(got, want, strict=True):
+        assert relative(g, w) < 1e-6
+
+
 def test_parameters_may_change_between_solves():
     field = mlp(3, 8)
     here, there = nodes(field)
@@ -296,7 +347,8 @@ def test_samples_that_depend_on_each_other_are_refused():
 # Other ways in ---------------------------------------------------------------------------------
 
 
-def test_a_field_written_in_julia():
+@pytest.mark.parametrize("sensitivity", ["gauss", "discrete"])
+def test_a_field_written_in_julia(sensitivity):
     lotka = JuliaField(
         """
         function f!(du, u, p, t)
@@ -312,7 +364,7 @@ def test_a_field_written_in_julia():
         x, y = z.unbind(-1)
         return torch.stack([p[0] * x - p[1] * x * y, p[3] * x * y - p[2] * y])
 
-    options = {"rtol": 1e-9, "atol": 1e-11, "sensitivity": "gauss"}
+    options = {"rtol": 1e-9, "atol": 1e-11, "sensitivity": sensitivity}
     z0 = torch.tensor([1.0, 1.0])
     zs = NeuralODE(lotka, engine="julia", **options)(z0, TIMES)
     p = lotka.p.detach().clone().requires_grad_()
@@ -346,13 +398,17 @@ def test_what_cannot_be_lowered_is_named_and_can_be_called_back():
     here, there = nodes(field, rtol=1e-8, atol=1e-10)
     with pytest.raises(LoweringError, match=r"matrix_exp.*callback"):
         there(plain(2), TIMES)
-    back = NeuralODE(field, engine="julia", lowering="callback", rtol=1e-8, atol=1e-10)
-    with pytest.warns(UserWarning, match="100 µs"):
-        z_there, got = gradients(back, plain(2), TIMES)
     z_here, want = gradients(here, plain(2), TIMES)
-    assert relative(z_there, z_here) < 1e-7
-    for g, w in zip(got, want, strict=True):
-        assert relative(g, w) < 1e-6
+    for sensitivity in ("interpolating", "discrete"):
+        back = NeuralODE(
+            field, engine="julia", lowering="callback", rtol=1e-8, atol=1e-10,
+            sensitivity=sensitivity,
+        )  # fmt: skip
+        with pytest.warns(UserWarning, match="100 µs"):
+            z_there, got = gradients(back, plain(2), TIMES)
+        assert relative(z_there, z_here) < 1e-7
+        for g, w in zip(got, want, strict=True):
+            assert relative(g, w) < 1e-6
 
 
 def test_an_error_in_a_field_that_is_called_back_comes_up_as_itself():
