@@ -31,8 +31,8 @@ def forward(field: nn.Module, solver: str) -> None:
         NeuralODE(field, engine="julia", solver=solver)(torch.ones(1, 2), TIMES)
 
 
-def gradient(field: nn.Module, solver: str) -> None:
-    node = NeuralODE(field, engine="julia", solver=solver, sensitivity="gauss")
+def gradient(field: nn.Module, solver: str, sensitivity: str) -> None:
+    node = NeuralODE(field, engine="julia", solver=solver, sensitivity=sensitivity)
     node(torch.ones(1, 2), TIMES).sum().backward()
 
 
@@ -47,13 +47,13 @@ def measured() -> list[tuple[str, float]]:
     torch.manual_seed(0)
     field, other = network(), network()
     found = [("`pynode.julia.start()`", seconds(julia.start))]
-    for solver in ("dp5", "rodas5p"):
-        found += [
-            (f"first solve by `{solver}`", seconds(forward, field, solver)),
-            (f"second solve by `{solver}`", seconds(forward, field, solver)),
-            (f"first gradient by `gauss` after `{solver}`", seconds(gradient, field, solver)),
-            (f"second gradient by `gauss` after `{solver}`", seconds(gradient, field, solver)),
-        ]
+    for solver, kinds in (("dp5", ("discrete", "gauss")), ("rodas5p", ("gauss",))):
+        for which in ("first", "second"):
+            found.append((f"{which} solve by `{solver}`", seconds(forward, field, solver)))
+        for kind in kinds:
+            for which in ("first", "second"):
+                name = f"{which} gradient by `{kind}` after `{solver}`"
+                found.append((name, seconds(gradient, field, solver, kind)))
     return [*found, ("first solve of another network by `dp5`", seconds(forward, other, "dp5"))]
 
 

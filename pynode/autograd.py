@@ -384,7 +384,7 @@ class _Once(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> None:
         raise GradientError(
             f"sensitivity={ctx.name!r} gives first derivatives only: for double backward use "
-            "sensitivity='discrete' of engine='torch', without checkpoints and compile"
+            "sensitivity='discrete' of engine='torch', without checkpoints, with compile=False"
         )
 
 

@@ -4,6 +4,11 @@ import itertools
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pynode import NeuralODE
+
+TIMES = [0.0, 0.4, 0.9, 1.5]
 
 
 def mlp(width: int, *more: int) -> nn.Sequential:
@@ -85,3 +90,29 @@ CASES = {
     "layer_norm": (Normed, lambda: plain(4)),
     "cnf": (Flow, lambda: (plain(4), torch.zeros(4))),
 }
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    return float((got - want).norm() / want.norm().clamp_min(1e-30))
+
+
+def gradients(node: NeuralODE, z0, times, args=None):
+    """zs and the gradients for z0, times, args and parameters of a loss of all outputs."""
+    leaves, spec = pytree.tree_flatten(z0)
+    leaves = [x.clone().requires_grad_() for x in leaves]
+    times = torch.tensor(times, dtype=leaves[0].dtype, requires_grad=True)
+    args = None if args is None else pytree.tree_map(lambda x: x.clone().requires_grad_(), args)
+    zs = node(pytree.tree_unflatten(leaves, spec), times, args)
+    flat = torch.cat([x.reshape(-1) for x in pytree.tree_leaves(zs)])
+    weights = torch.linspace(0.5, 1.5, len(flat), dtype=flat.dtype)
+    loss = (weights * flat).sin().sum() + (flat**2).sum()
+    tensors = [] if args is None else pytree.tree_leaves(args)
+    inputs = [*leaves, times, *tensors, *node.parameters()]
+    found = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return flat.detach(), [
+        torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)
+    ]
+
+
+def nodes(field, **options) -> tuple[NeuralODE, NeuralODE]:
+    return tuple(NeuralODE(field, engine=engine, **options) for engine in ("torch", "julia"))

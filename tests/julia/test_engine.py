@@ -6,9 +6,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from julia_cases import CASES, Robertson, mlp, plain
+from julia_cases import CASES, TIMES, Robertson, gradients, mlp, nodes, plain, relative
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pynode import JuliaField, NeuralODE, sensitivities, solve, solvers
 from pynode.errors import InputError, JuliaError, LoweringError, SolveError
@@ -18,33 +17,6 @@ pytestmark = [pytest.mark.julia, pytest.mark.usefixtures("float64")]
 BOTH = {"torch", "julia"}
 SOLVERS = {s.name: s for s in solvers() if set(s.engines) >= BOTH}
 SENSITIVITIES = [s.name for s in sensitivities() if set(s.engines) >= BOTH]
-TIMES = [0.0, 0.4, 0.9, 1.5]
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    return float((got - want).norm() / want.norm().clamp_min(1e-30))
-
-
-def gradients(node: NeuralODE, z0, times, args=None):
-    """zs and the gradients for z0, times, args and parameters of a loss of all outputs."""
-    leaves, spec = pytree.tree_flatten(z0)
-    leaves = [x.clone().requires_grad_() for x in leaves]
-    times = torch.tensor(times, dtype=leaves[0].dtype, requires_grad=True)
-    args = None if args is None else pytree.tree_map(lambda x: x.clone().requires_grad_(), args)
-    zs = node(pytree.tree_unflatten(leaves, spec), times, args)
-    flat = torch.cat([x.reshape(-1) for x in pytree.tree_leaves(zs)])
-    weights = torch.linspace(0.5, 1.5, len(flat), dtype=flat.dtype)
-    loss = (weights * flat).sin().sum() + (flat**2).sum()
-    tensors = [] if args is None else pytree.tree_leaves(args)
-    inputs = [*leaves, times, *tensors, *node.parameters()]
-    found = torch.autograd.grad(loss, inputs, allow_unused=True)
-    return flat.detach(), [
-        torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)
-    ]
-
-
-def nodes(field, **options) -> tuple[NeuralODE, NeuralODE]:
-    return tuple(NeuralODE(field, engine=engine, **options) for engine in ("torch", "julia"))
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -162,57 +134,6 @@ def test_each_samples_own_times_backwards_and_a_time_before_the_first():
         assert relative(g, w) < 1e-6
     back = [1.0, 0.3, 0.3, -0.5]
     torch.testing.assert_close(there(z0, back), here(z0, back), rtol=1e-7, atol=1e-8)
-
-
-@pytest.mark.parametrize("solver", ["tsit5", "rk4"])
-def test_discrete_gradients_are_exact(solver):
-    """By the same fixed steps both engines differentiate the same numbers, wherever outputs lie."""
-    field = mlp(3, 8)
-    options = {"solver": solver, "adaptive": False, "dt": 0.11, "sensitivity": "discrete"}
-    here, there = nodes(field, **options)
-    own = [torch.tensor([0.2, 0.5, 1.1]), torch.tensor([0.3]), torch.tensor([0.0, 1.21])]
-    for times in (TIMES, TIMES[::-1], [0.0, 0.55, 0.55, 0.6], own):
-        found = []
-        for node in (here, there):
-            z0 = plain(3).requires_grad_()
-            zs = node(z0, times, t0=0.0 if times is own else None)
-            found.append(
-                torch.autograd.grad(zs.nan_to_num().sin().sum(), [z0, *field.parameters()])
-            )
-        for g, w in zip(*found, strict=True):
-            assert relative(g, w) < 1e-10
-    assert there.stats.vjp > 0
-
-
-class Untidy(torch.nn.Module):
-    """Parameters that do not lie in a row, or lie in several layouts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = torch.nn.Parameter(plain(4).repeat(1, 2)[:, ::2].t())
-        self.b = torch.nn.Parameter(plain(4)[0, :3].expand(4, 3).t())
-
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        return torch.tanh(z @ self.a) @ self.b.t()
-
-
-@pytest.mark.parametrize("sensitivity", ["discrete", "gauss"])
-def test_parameters_in_any_layout(sensitivity):
-    here, there = nodes(Untidy(), rtol=1e-9, atol=1e-11, sensitivity=sensitivity)
-    _, want = gradients(here, plain(2), TIMES)
-    _, got = gradients(there, plain(2), TIMES)
-    for g, w in zip(got, want, strict=True):
-        assert g.shape == w.shape
-        assert relative(g, w) < 1e-6
-
-
-@pytest.mark.parametrize("sensitivity", ["discrete", "gauss"])
-def test_no_parameters(sensitivity):
-    here, there = nodes(lambda t, z: torch.cos(t) * z, sensitivity=sensitivity, rtol=1e-9)
-    _, want = gradients(here, plain(2), TIMES)
-    _, got = gradients(there, plain(2), TIMES)
-    for g, w in zip(got, want, strict=True):
-        assert relative(g, w) < 1e-6
 
 
 def test_parameters_may_change_between_solves():
