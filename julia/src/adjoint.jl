@@ -34,14 +34,14 @@ function gradient(
     fwd.keep == :dense || sensitivity == "discrete" && fwd.keep == :states ||
         throw(ArgumentError("the solve did not keep what $sensitivity needs: solve with keep = :dense"))
     du0, dp = sensitivity == "discrete" ? through_steps(fwd, cotangents) :
-        by_adjoint(fwd, cotangents, sensitivity, solver; rtol, atol, checkpointing, max_steps, dt, adaptive, controller)
+        Base.inferencebarrier(by_adjoint)(fwd, cotangents, sensitivity, solver; rtol, atol, checkpointing, max_steps, dt, adaptive, controller)
     times && !fwd.reads.whole && throw(ArgumentError("there are gradients of times only where whole states are read"))
     return (; u0 = du0, p = dp, t = times ? time_gradient(fwd, cotangents, du0) : Float64[])
 end
 
 function through_steps(fwd::Forward{T}, cotangents) where {T}
     solver_info(fwd.solver).stiff && throw(ArgumentError("discrete is for explicit solvers, not for $(fwd.solver): take gauss"))
-    method, p = method_of(fwd.solver, T, fwd.fixed), fwd.sol.prob.p
+    method, p = method_of(fwd.solver, T, fwd.fixed; fwd.controller), fwd.sol.prob.p
     return discrete_adjoint(fwd.field, method, fwd.sol.t, fwd.sol.u, p, fwd.reads, cotangents, fwd.counts)
 end
 

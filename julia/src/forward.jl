@@ -21,6 +21,7 @@ struct Forward{T, S, F}
     sol::S
     field::F
     solver::String
+    controller::String
     fixed::Bool
     keep::Symbol
     retcode::String
@@ -69,7 +70,7 @@ function forward(
     sol = integrator.sol
     retcode = get(RETCODES, sol.retcode, lowercase(string(sol.retcode)))
     stats = Stats(counts.rhs, sol.stats.naccept, sol.stats.nreject, sol.stats.njacs)
-    return Forward(zs, reads, sol, field, String(solver), dt !== nothing, keep, retcode, Float64(integrator.t), stats, counts)
+    return Forward(zs, reads, sol, field, String(solver), String(controller), dt !== nothing, keep, retcode, Float64(integrator.t), stats, counts)
 end
 
 """An integrator at the beginning of a span, and the counts of what it evaluates."""

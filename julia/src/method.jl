@@ -62,17 +62,20 @@ end
 const METHODS = Dict{Tuple{String, DataType, Bool}, Method}()
 const METHODS_LOCK = ReentrantLock()
 
-"""The method of a solver; `fixed` where it takes fixed steps."""
-function method_of(solver::String, ::Type{T}, fixed::Bool) where {T}
+"""
+The method of a solver; `fixed` where it takes fixed steps. It is the same with any controller, but by the one
+that a solve has used already it is observed without compiling anything.
+"""
+function method_of(solver::String, ::Type{T}, fixed::Bool; controller = "own") where {T}
     return lock(METHODS_LOCK) do
-        get!(() -> observed(solver, T, fixed), METHODS, (solver, T, fixed))
+        get!(() -> observed(solver, T, fixed, controller), METHODS, (solver, T, fixed))
     end::Method{T}
 end
 
-function observed(solver, ::Type{T}, fixed) where {T}
+function observed(solver, ::Type{T}, fixed, controller) where {T}
     n, field, size = CALLS_AT_MOST, recorder(T), fixed ? 1.0 : nothing
     # With such tolerances the first step, of whatever size, is accepted.
-    integrator, _ = start(field, zeros(T, n), T[], (0.0, 1.0); solver, rtol = 1.0e6, atol = 1.0e6, dt = size, adaptive = !fixed)
+    integrator, _ = start(field, zeros(T, n), T[], (0.0, 1.0); solver, rtol = 1.0e6, atol = 1.0e6, dt = size, adaptive = !fixed, controller)
     step!(integrator)
     h = T(integrator.t)
     b = integrator.u ./ h

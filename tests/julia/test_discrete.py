@@ -8,7 +8,7 @@ from torch import Tensor
 pytestmark = [pytest.mark.julia, pytest.mark.usefixtures("float64")]
 
 
-@pytest.mark.parametrize("solver", ["tsit5", "rk4"])
+@pytest.mark.parametrize("solver", ["tsit5", "bs3", "dp5"])
 def test_discrete_gradients_are_exact(solver):
     """By the same fixed steps both engines differentiate the same numbers, wherever outputs lie."""
     field = mlp(3, 8)
