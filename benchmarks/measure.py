@@ -25,6 +25,8 @@ from benchmarks.reference import slope_error, state_error
 BLOCK = 0.01
 """Seconds: shorter runs are repeated to last this long, and their mean is one time."""
 ROUNDS = 15
+SLOW = 3.0
+"""Seconds: of what takes longer, and compiles nothing, one call is made and no other."""
 WORST = 100.0
 """Errors above this many tolerances: no time is reported."""
 
@@ -96,7 +98,7 @@ def measure_case(
 
     Args:
         budget: seconds for the rounds of each entry; at least two. An entry that takes longer than
-            that gets its second call's time.
+            that gets its second call's time, or its first one's where that says as much.
         begin: called before each entry's first call.
         patience: seconds after which a first call is given up.
     """
@@ -112,9 +114,14 @@ def measure_case(
             with given_up_after(math.inf if contender.compiles else patience):
                 row.cold, raw = _timed(task.run)
             judge(case, row, task, raw, truth)
-            row.counts = task.counts(raw)
+            # Where nothing was compiled the first call is as good as any, if it took long.
+            slow = row.cold > SLOW and not contender.compiles
+            if slow and not row.note:
+                row.times.append(row.cold)
+            else:
+                row.counts = task.counts(raw)
             del raw
-            if row.note:
+            if row.note or slow:
                 continue
             warm = max(_timed(task.run)[0], 1e-6)
         except Exception as error:  # a peer may raise anything; its row says what

@@ -206,7 +206,7 @@ def measure(plan: Plan) -> Found:
     budget = _budget(plan)
     for threads in plan.threads:
         # Some of the time is kept for what comes later: more threads, and memory.
-        kept = (0.3 if threads != plan.threads[-1] else 0.0) + (0.2 if plan.memory else 0.0)
+        kept = (0.25 if threads != plan.threads[-1] else 0.0) + (0.12 if plan.memory else 0.0)
         cases = [c for c in plan.cases if c.parallel or threads == plan.threads[0]]
         measuring = Measuring(plan, threads, "time", found, budget)
         measuring.run(cases, plan.contenders, kept * plan.minutes * 60)

@@ -43,7 +43,8 @@ class Contender:
     Attributes:
         name: how the report calls it.
         package: the distribution whose version is reported.
-        compiles: its first call may take minutes, so that it is given up by the hard limit alone.
+        compiles: its first call may take minutes, so that it is given up by the hard limit alone,
+            and tells nothing of the others.
     """
 
     name: str

@@ -76,6 +76,26 @@ def test_a_failure_is_a_row_that_says_so(toy):
     assert rows[1].times
 
 
+def test_what_takes_long_and_compiles_nothing_is_called_once(toy, monkeypatch):
+    monkeypatch.setattr("benchmarks.measure.SLOW", 0.0)
+    calls = []
+
+    class Counting:
+        name, compiles = "counting", False
+
+        def prepare(self, case, mode, device):
+            task = contender("pynode torch").prepare(case, mode, device)
+            run = task.run
+            task.run = lambda: (calls.append(mode), run())[1]
+            return task
+
+    (row,) = measure_case(toy, [(Counting(), "forward")], reference(toy), 1, "cpu", budget=0.001)
+    assert calls == ["forward"] and row.times == [row.cold] and not row.note
+    Counting.compiles = True
+    (row,) = measure_case(toy, [(Counting(), "forward")], reference(toy), 1, "cpu", budget=0.001)
+    assert len(calls) > 2 and row.cold not in row.times
+
+
 def test_ratios_are_of_times_in_the_same_round():
     base = Row("c", "torchdiffeq", "forward", 1, times=[2.0, 3.0, 4.0])
     row = Row("c", "pynode torch", "forward", 1, times=[1.0, 1.0])
