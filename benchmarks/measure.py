@@ -26,7 +26,7 @@ BLOCK = 0.01
 """Seconds: shorter runs are repeated to last this long, and their mean is one time."""
 ROUNDS = 15
 SLOW = 3.0
-"""Seconds: of what takes longer, and compiles nothing, one call is made and no other."""
+"""Seconds: of what takes longer, and whose first call is like the others, one is made."""
 WORST = 100.0
 """Errors above this many tolerances: no time is reported."""
 
@@ -114,8 +114,7 @@ def measure_case(
             with given_up_after(math.inf if contender.compiles else patience):
                 row.cold, raw = _timed(task.run)
             judge(case, row, task, raw, truth)
-            # Where nothing was compiled the first call is as good as any, if it took long.
-            slow = row.cold > SLOW and not contender.compiles
+            slow = row.cold > SLOW and contender.eager
             if slow and not row.note:
                 row.times.append(row.cold)
             else:

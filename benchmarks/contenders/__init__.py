@@ -43,13 +43,14 @@ class Contender:
     Attributes:
         name: how the report calls it.
         package: the distribution whose version is reported.
-        compiles: its first call may take minutes, so that it is given up by the hard limit alone,
-            and tells nothing of the others.
+        compiles: its first call may take minutes, so that it is given up by the hard limit alone.
+        eager: its first call takes as long as the others.
     """
 
     name: str
     package: str
     compiles: bool = False
+    eager: bool = True
 
     def missing(self, device: str) -> str:
         """Why it cannot run here; empty if it can. Imports the library."""

@@ -20,7 +20,7 @@ class Diffrax(Contender):
     """
 
     package = "diffrax"
-    compiles = True
+    eager = False
 
     def __init__(self, per_sample: bool) -> None:
         self.per_sample = per_sample

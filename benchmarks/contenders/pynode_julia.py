@@ -18,7 +18,7 @@ class PynodeJulia(PynodeTorch):
         single: solve in Float32 cases that the others solve in float64.
     """
 
-    compiles = True
+    compiles, eager = True, False
 
     def __init__(self, single: bool) -> None:
         name = "pynode julia Float32" if single else "pynode julia"

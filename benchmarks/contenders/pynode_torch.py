@@ -80,7 +80,7 @@ class PynodeCompiled(PynodeTorch):
     """``compile=True``: whole solves in machine code, or CUDA graphs. Its cold time is mostly the
     compiler's."""
 
-    compiles = True
+    compiles, eager = True, False
 
     def missing(self, device: str) -> str:
         failure = super().missing(device)
