@@ -118,8 +118,9 @@ its forward, gradients (forward pass included) against its backpropagation throu
 against `odeint_adjoint`. *error* is that of the states (RMS) or, where it is larger, of the
 gradient in fixed directions, in units of rtol, against scipy at far tighter tolerances; an
 error above 100 gets no time. *cold* is the first call, compilation included. *MB* is the peak
-memory of a warm call above what was held before it, taken in a process of each contender's own;
-– where it was not measured."""
+memory of a warm call above what was held before it, taken in a process of each contender's own
+(Julia uses memory again that its collector holds, which this does not see); – where it was not
+measured."""
 
 
 def _setting(result: Result) -> Iterable[str]:
