@@ -118,8 +118,8 @@ def _checked(s: float | Tensor, no_gradient: str) -> Tensor:
     """Times of dense output as float64, after the checks that gradients will not be lost."""
     if no_gradient and torch.is_grad_enabled():
         raise GradientError(
-            f"{no_gradient}: ask for these times in t, use sensitivity='discrete', or "
-            "call it under torch.no_grad()"
+            f"{no_gradient}: ask for these times in t, use sensitivity='discrete' of "
+            "engine='torch' without compile, or call it under torch.no_grad()"
         )
     s = torch.as_tensor(s, dtype=torch.float64)
     if s.requires_grad and torch.is_grad_enabled():

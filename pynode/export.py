@@ -77,7 +77,9 @@ def export(
             f"Julia has no sensitivity='discrete' for the stiff solver {options.solver}: export "
             "with 'gauss' or 'quadrature'"
         )
-    names = programs_of(options.sensitivity, stiff)
+    # All that Julia may be asked for there, and not only by the sensitivity that is written down.
+    kinds = (options.sensitivity,) if stiff else ("gauss", "discrete")
+    names = tuple(dict.fromkeys(name for kind in kinds for name in programs_of(kind, stiff)))
     lowered = lower(field, flat, problem.times.start, names)
     times = np.array(problem.times.values)
     if len(np.unique(times)) < len(times):

@@ -1,5 +1,6 @@
 """Folders for Julia, as far as they can be looked at without one."""
 
+import json
 import tomllib
 
 import pytest
@@ -32,3 +33,14 @@ def test_options_that_julia_does_not_have_are_errors(options, tmp_path):
     with pytest.raises(InputError, match="julia"):
         node(**options).export(tmp_path / "run", torch.ones(2), T)
     assert not (tmp_path / "run").exists()
+
+
+def test_discrete_gradients_are_written_down_with_all_programs(tmp_path):
+    node(sensitivity="discrete").export(tmp_path, torch.ones(2), T)
+    written = tomllib.loads((tmp_path / "problem.toml").read_text())
+    assert written["sensitivity"] == "discrete"
+    programs = json.loads((tmp_path / "field.json").read_text())["programs"]
+    assert set(programs) == {"f", "vjp_z", "vjp_p", "pullback"}
+    stiff = node(sensitivity="discrete", solver="rodas5p")
+    with pytest.raises(InputError, match="'discrete' for the stiff solver rodas5p"):
+        stiff.export(tmp_path / "stiff", torch.ones(2), T)

@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from pynode.engines.julia.reads import Reads
 from pynode.errors import InputError
+from pynode.problem import ODEProblem
 from pynode.state import StateLayout
 from pynode.times import Times
 
@@ -63,3 +65,26 @@ def test_cotangents_go_where_the_outputs_came_from(t, t0):
     grad = torch.randn_like(zs)
     (wanted,) = torch.autograd.grad(zs, found, grad)
     assert torch.equal(reads.cotangents(grad), wanted)
+
+
+def test_times_that_changed_in_place_are_looked_at_again():
+    """Also where torch cannot know: in memory that numpy shares."""
+    memory = np.array([0.0, 1.0, 2.0])
+    t = torch.from_numpy(memory)
+    assert Times(t).values == [0.0, 1.0, 2.0]
+    memory[1:] = [3.0, 4.0]
+    again = Times(t)
+    assert again.values == [0.0, 3.0, 4.0] and again.end == 4.0
+    memory[1] = 5.0
+    with pytest.raises(InputError, match="sort them"):
+        Times(t)
+    assert Times(torch.tensor([0.0, 3.0, 4.0]), t0=-1.0).start == -1.0
+
+
+def test_samples_of_single_numbers_do_not_change_what_others_share():
+    def field(t, z):
+        return -z
+
+    z0, own = torch.ones(2), torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+    shapes = [ODEProblem(field, z0, t).layout.rows for t in ([0.0, 1.0], own, [0.0, 1.0])]
+    assert shapes == [None, 2, None]

@@ -18,6 +18,9 @@ sensitivities() = sort!(["discrete"; collect(keys(ADJOINTS))])
 
 From ∂L/∂zs (n, T) to `(; u0, p, t)`: dL/du0, dL/dp and dL/dt (left out with `times = false`).
 
+"discrete" goes back through the steps of the solve itself, which must be an explicit one. The others solve the
+adjoint equation; solver, tolerances, step size and controller are of that solve, and mean nothing to "discrete".
+
 With a(t) the sensitivity of the loss to the state at t, dL/dtᵢ = ∂ℓᵢ/∂z·f(zᵢ, tᵢ), and for the
 first time −a(t₁⁺)·f(z₁, t₁), since starting later is starting from another state.
 """

@@ -10,7 +10,8 @@ end
 What a forward solve leaves.
 
 - `zs`: (n, T), the state at each of the times; with other `reads` than whole states, (width, T);
-- `sol`: SciML's solution, with what was kept;
+- `sol`: SciML's solution, with what was kept (`keep`);
+- `solver`, `controller`, `fixed`: by which it was made, `fixed` where a step size was given;
 - `stats`: evaluations of the field, steps;
 - `retcode`: `"success"`, `"max_steps"`, `"dt_underflow"` or `"non_finite"`;
 - `t`: the time that was reached.

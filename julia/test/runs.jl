@@ -7,13 +7,13 @@ rtol = 1e-8
 atol = 1e-10
 """
 
-function exported(folder; name = "mlp_batch.json", options = EXPORTED_OPTIONS, more...)
+function exported(folder; name = "mlp_batch.json", options = EXPORTED_OPTIONS, sensitivity = "gauss", more...)
     mkpath(folder)
     field, z, p, _ = mlp(name)
     cp(joinpath(@__DIR__, "golden", name), joinpath(folder, "field.json"); force = true)
     ts = [0.0, 0.4, 1.1]
     npzwrite(joinpath(folder, "data.npz"), Dict("z0" => z, "p" => p, "ts" => ts, (String(k) => v for (k, v) in more)...))
-    write(joinpath(folder, "problem.toml"), "format = \"pynode-run\"\nversion = 1\nsensitivity = \"gauss\"\n" * options)
+    write(joinpath(folder, "problem.toml"), "format = \"pynode-run\"\nversion = 1\nsensitivity = \"$sensitivity\"\n" * options)
     return field, z, p, ts
 end
 
@@ -29,7 +29,13 @@ quietly(arguments...) = redirect_stderr(() -> redirect_stdout(() -> PyNode.Run.m
         want = forward(field, z, p, ts; rtol = 1.0e-8, atol = 1.0e-10).zs
         @test relative(permutedims(npzread(joinpath(folder, "solution.npz"))["zs"]), want) < 1.0e-7
         @test quietly("gradient", folder) == 0
-        @test length(npzread(joinpath(folder, "gradient.npz"))["p"]) == length(p)
+        by_adjoint = npzread(joinpath(folder, "gradient.npz"))
+        @test length(by_adjoint["p"]) == length(p)
+        through_steps = joinpath(root, "discrete")
+        exported(through_steps; sensitivity = "discrete")
+        @test quietly("gradient", through_steps) == 0
+        found = npzread(joinpath(through_steps, "gradient.npz"))
+        @test all(name -> relative(found[name], by_adjoint[name]) < 1.0e-5, ("z0", "p", "t"))
         @test quietly("ensemble", folder) == 0
         members = npzread(joinpath(folder, "ensemble.npz"))["zs"]
         @test size(members) == (5, 3, n)
