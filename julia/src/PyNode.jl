@@ -32,6 +32,7 @@ export AbstractField, CallbackField, JuliaField, ProgramField, ensemble, ensembl
 include("fastmath.jl")
 include("functions.jl")
 include("kernels.jl")
+include("products.jl")
 include("interpreter.jl")
 include("check.jl")
 include("fields.jl")

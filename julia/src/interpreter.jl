@@ -69,19 +69,18 @@ end
 # One branch for each kind, each with a loop compiled for its function: no dynamic dispatch.
 for (name, functions, operands) in ((:unary, UNARY, 1), (:binary, BINARY, 2), (:ternary, TERNARY, 3))
     flat, nd = Symbol(name, :!), Symbol(name, :_nd!)
-    map_flat, map_nd = Symbol(:map, operands, :!), Symbol(:map, operands, :_nd!)
-    branches(target, arguments) = foldr(
-        (i, rest) -> Expr(:if, :(kind == $(i - 1)), :($target($(functions[i]), $(arguments...))), rest),
-        eachindex(functions); init = :(error("no kind ", kind)),
+    pointers, steps = (:a, :b, :c)[1:operands], (:sa, :sb, :sc)[1:operands]
+    branches(call) = foldr(
+        (i, rest) -> Expr(:if, :(kind == $(i - 1)), call(functions[i]), rest), eachindex(functions); init = :(error("no kind ", kind)),
     )
-    flat_arguments = operands == 1 ? [:n, :out, :a] : [:n, :out, Iterators.flatten(((:a, :sa), (:b, :sb), (:c, :sc))[1:operands])...]
-    nd_arguments = [:shape, :out, :so, Iterators.flatten(((:a, :sa), (:b, :sb), (:c, :sc))[1:operands])...]
-    @eval function $flat(kind, $(flat_arguments...))
-        $(branches(map_flat, flat_arguments))
+    each = collect(Iterators.flatten(zip(pointers, steps)))
+    flat_arguments, flat_steps = operands == 1 ? ([:a], (1,)) : (each, steps)
+    @eval function $flat(kind, n, out, $(flat_arguments...))
+        $(branches(f -> :(map_flat!($f, n, out, ($(pointers...),), ($(flat_steps...),)))))
         return nothing
     end
-    @eval function $nd(kind, $(nd_arguments...))
-        $(branches(map_nd, nd_arguments))
+    @eval function $nd(kind, shape, out, so, $(each...))
+        $(branches(f -> :(map_nd!($f, shape, out, so, ($(pointers...),), ($(steps...),)))))
         return nothing
     end
 end

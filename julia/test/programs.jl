@@ -147,7 +147,7 @@ end
 @testset "matrix products, $T" for T in (Float32, Float64)
     # Row-major matrices, each with a row length beyond its columns, and every way to be transposed.
     matrix(rows, columns) = reshape(T.(randn(rows * (columns + 3))), columns + 3, rows)
-    for m in (1, 3), n in (1, 2, 3, 4, 5, 9), k in (1, 2, 3, 4, 5, 8, 11, 50), ta in (false, true), tb in (false, true)
+    for m in (1, 3, 6), n in (1, 2, 3, 4, 5, 9), k in (1, 2, 3, 4, 5, 8, 11, 50), ta in (false, true), tb in (false, true)
         A, B = ta ? matrix(k, m) : matrix(m, k), tb ? matrix(n, k) : matrix(k, n)
         a = ta ? A[1:m, :] : permutedims(A[1:k, :])
         b = tb ? B[1:k, :] : permutedims(B[1:n, :])
@@ -160,6 +160,39 @@ end
             @test all(abs.(permutedims(out[1:n, :]) - (a * b + addend)) .<= 50 * eps(T) * scale)
             @test all(isnan, out[(n + 1):end, :])
         end
+    end
+end
+
+@testset "BLAS adds to what is there, or not, $T" for T in (Float32, Float64)
+    m, n, k = 20, 30, 40  # more than the package's own loops take
+    a, b, c = T.(randn(k, m)), T.(randn(n, k)), T.(randn(n * m))
+    for (add, ci, cj) in ((false, 0, 0), (true, 0, 1), (true, n, 1), (true, 1, 0))
+        out = fill(T(NaN), n, m)
+        GC.@preserve a b c out PyNode.mm!(m, n, k, pointer(out), n, pointer(a), false, k, pointer(b), false, n, add, pointer(c), ci, cj)
+        @test out ≈ b * a .+ [add ? c[1 + i * ci + j * cj] : zero(T) for j in 0:(n - 1), i in 0:(m - 1)]
+    end
+end
+
+@testset "elementwise, every way to read an operand, $T" for T in (Float32, Float64)
+    shape, so = (2, 1, 3, 5), (17, 0, 5, 1)
+    x, c = T.(randn(40)), T.(randn(40))
+    value(a, s, i) = a[1 + sum(s .* i)]
+    for sa in (0, 1, 2), sb in (0, 1), sc in (0, 1, -1), place in (1, 2)
+        strides = ((3, 0, 2, sa), (0, 0, 1, sb), (5, 0, 1, sc))
+        out = fill(T(NaN), 50)
+        here = place == 1 ? so : (24, 0, 7, 2)  # contiguous rows, or every other entry
+        GC.@preserve x c out PyNode.ternary_nd!(
+            1, shape, pointer(out), here, pointer(x), strides[1], pointer(c), strides[2], pointer(x, 6), strides[3])
+        for i in Iterators.product((0:(n - 1) for n in shape)...)
+            want = value(x, strides[1], i) * value(c, strides[2], i) + x[6 + sum(strides[3] .* i)]
+            @test out[1 + sum(here .* i)] ≈ want atol = 10eps(T)
+        end
+        here === so || @test isnan(out[2])
+    end
+    for sa in (0, 1), sb in (0, 1), sc in (0, 1)
+        out = zeros(T, 11)
+        GC.@preserve x c out PyNode.ternary!(1, 11, pointer(out), pointer(x), sa, pointer(c), sb, pointer(x, 5), sc)
+        @test out ≈ [x[1 + sa * i] * c[1 + sb * i] + x[5 + sc * i] for i in 0:10] atol = 10eps(T)
     end
 end
 
