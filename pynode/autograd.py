@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from pynode.times import Times
 from pynode.transforms import transforms_active
 
 AnyWatch = Watch | RowWatch
+_NOTHING = nullcontext()
 
 
 @dataclass
@@ -156,8 +158,8 @@ def _plain(
     first: Tensor | None = None,
 ) -> Part:
     """No gradients: the engine's fastest way."""
-    with torch.no_grad():
-        z0 = z0.detach()
+    with torch.no_grad() if torch.is_grad_enabled() else _NOTHING:
+        z0 = z0.detach() if z0.requires_grad else z0
         forward = engine.solve(
             problem, options, field, z0, first=first, record=options.dense, watch=watch
         )

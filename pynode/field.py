@@ -103,6 +103,7 @@ class FlatField:
         stats: Statistics,
         backward: bool = False,
         autocast: Autocast | None = None,
+        form: str | None = None,
     ) -> None:
         self.fn = fn
         self.layout = layout
@@ -110,7 +111,7 @@ class FlatField:
         self.stats = stats
         self.backward = backward
         self.autocast = autocast
-        self.form = calling_form(fn, args is not None)
+        self.form = form or calling_form(fn, args is not None)
         # One real tensor under no autocast is the usual case, and what a step costs beside the
         # field: it is evaluated without the general way's detours.
         self.shape = layout.shapes[0] if layout.plain and autocast is None else None

@@ -84,7 +84,7 @@ class NeuralODE(nn.Module):
 
     def _run(self, problem: ODEProblem, options: SolveOptions) -> Solution:
         solution = run(problem, options)
-        self.stats = solution.stats
+        object.__setattr__(self, "stats", solution.stats)  # Module's own looks for parameters
         return solution
 
     def export(

@@ -50,11 +50,12 @@ class ODEProblem:
     args: Any = None
     t0: float | Tensor | None = None
     events: Sequence[Event] = ()
+    form: str = field(init=False, repr=False)
     layout: StateLayout = field(init=False, repr=False)
     _times: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        calling_form(self.field, self.args is not None)
+        form = calling_form(self.field, self.args is not None)
         layout = StateLayout.of(self.z0)
         times: Times | InputError
         try:
@@ -68,9 +69,7 @@ class ODEProblem:
             except InputError as own:
                 raise (own if isinstance(error, OneSolveError) else error) from None
             times = error  # Only steps of each sample's own can do with such times.
-        object.__setattr__(self, "layout", layout)
-        object.__setattr__(self, "_times", times)
-        object.__setattr__(self, "events", checked(self.events))
+        vars(self).update(form=form, layout=layout, _times=times, events=checked(self.events))
 
     def with_times(self, times: Times | OwnTimes) -> ODEProblem:
         """The same problem, asked for other times."""

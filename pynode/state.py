@@ -142,7 +142,7 @@ class StateLayout:
             return flat.view(self.shapes[0])
         lead = flat.shape[:-1]
         if self.plain:
-            return flat.reshape(lead + self.shapes[0])
+            return flat.reshape((*lead, *self.shapes[0]))
         if self.rows is None:
             pieces = flat.split(self.widths, dim=-1)
         else:

@@ -46,6 +46,7 @@ class Times:
     """
 
     values: list[Any]
+    _t0: Tensor | None = None
     _last: _Checked | None = None
 
     def __init__(self, t: Any, t0: Any = None) -> None:
@@ -53,7 +54,7 @@ class Times:
         self.per_sample = self.t.ndim == 2
         last = Times._last
         if t0 is None and last is not None and last.are(self.t):
-            self.t0, self.values = self.t[0], last.values
+            self.values = last.values
             self.start, self.end, self.direction = last.span
             return
         self._check(t0)
@@ -64,7 +65,7 @@ class Times:
     def _check(self, t0: Any) -> None:
         self.values = self.t.detach().tolist()
         flat = _finite_rows(self.t, self.values)
-        self.t0, self.start = self._initial_time(t0, flat)
+        self._t0, self.start = self._initial_time(t0, flat)
         self.direction, self.end = self._span(flat)
         self._check_order(flat)
 
@@ -124,6 +125,10 @@ class Times:
                         f"times must {way} from t0={self.start:g} on, but {where}t[{i}]="
                         f"{row[i]:g} is followed by t[{i + 1}]={row[i + 1]:g}: sort them"
                     )
+
+    @property
+    def t0(self) -> Tensor:
+        return self.t[0] if self._t0 is None else self._t0
 
     @property
     def samples(self) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import repeat
-from operator import is_
+from operator import call, eq, is_
 from typing import Any
 
 import numpy as np
@@ -35,9 +35,9 @@ class Unchanged:
     def __init__(
         self, fn: Any, tensors: Sequence[Tensor], constants: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
-        # Keys and values apart: so they are compared by loops that are not Python's own.
-        self._mappings: list[tuple[Any, int, list[Any], list[Any]]] = []
-        self._names: list[tuple[Any, list[Any], list[Any]]] = []
+        # Owners, keys and values apart: so they are compared by loops that are not Python's own.
+        self._sizes: tuple[list[Any], list[int]] = ([], [])
+        self._entries: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
         self._sequences: list[tuple[Any, list[Any]]] = []
         self._cells: list[tuple[Any, Any]] = []
         self._attributes: tuple[list[Any], list[str], list[Any]] = ([], [], [])
@@ -50,14 +50,19 @@ class Unchanged:
             values = [value for _, value in held.parts]
             watched += [x for x in values if isinstance(x, Tensor)]
             self._arrays += [(x, x.copy()) for x in values if isinstance(x, np.ndarray)]
-        self._tensors = [(x, x.dtype, x.shape, x.requires_grad) for x in watched]
+        each = {id(x): x for x in watched}.values()
+        self._tensors = [(x, x.dtype, x.shape, x.requires_grad) for x in each]
 
     def _watch(self, fn: Any, kind: str, owner: Any, parts: list[tuple[Any, Any]]) -> None:
         keys, values = [key for key, _ in parts], [value for _, value in parts]
-        if kind == "mapping":
-            self._mappings.append((owner, len(owner), keys, values))
-        elif kind == "names":
-            self._names.append((owner, keys, values))
+        if kind in ("mapping", "names"):
+            for kept, new in zip(
+                self._entries, ([owner.get] * len(parts), keys, values), strict=True
+            ):
+                kept += new
+            if kind == "mapping":
+                self._sizes[0].append(owner)
+                self._sizes[1].append(len(owner))
         elif kind == "sequence":
             self._sequences.append((owner, values))
         elif kind == "cell":
@@ -72,12 +77,12 @@ class Unchanged:
 
     def holds(self, fn: Any) -> bool:
         """Whether every part is the very object that it was, and every constant has its value."""
-        for owner, size, keys, values in self._mappings:
-            if len(owner) != size or not all(map(is_, map(owner.get, keys, _MISSING), values)):
-                return False
-        for owner, keys, values in self._names:
-            if not all(map(is_, map(owner.get, keys, _MISSING), values)):
-                return False
+        owners, sizes = self._sizes
+        if not all(map(eq, map(len, owners), sizes)):
+            return False
+        getters, keys, values = self._entries
+        if not all(map(is_, map(call, getters, keys, _MISSING), values)):
+            return False
         for x, dtype, shape, needs in self._tensors:
             if x.dtype is not dtype or x.shape != shape or x.requires_grad is not needs:
                 return False

@@ -33,11 +33,16 @@ _calls = threading.RLock()
 
 
 class Block:
-    """The numbers of one call, in memory that Julia reads and writes."""
+    """The numbers of one call, in memory that Julia reads and writes.
 
-    def __init__(self) -> None:
-        self.ints = array("q", _NO_INTS)  # an array's entries are read and set faster than numpy's
-        self.floats = array("d", _NO_FLOATS)
+    Args:
+        like: numbers to begin with: another block's.
+    """
+
+    def __init__(self, like: Block | None = None) -> None:
+        # An array's entries are read and set faster than numpy's.
+        self.ints: array[int] = array("q", _NO_INTS) if like is None else like.ints[:]
+        self.floats: array[float] = array("d", _NO_FLOATS) if like is None else like.floats[:]
 
     @property
     def addresses(self) -> tuple[int, int]:

@@ -33,6 +33,8 @@ from pynode.options import SolveOptions
 from pynode.precision import Autocast
 from pynode.problem import ODEProblem
 from pynode.solution import Retcode, Statistics
+from pynode.state import StateLayout
+from pynode.times import Times
 
 UNSUPPORTED = {
     "norm": ("rms", "its solvers use the RMS norm"),
@@ -110,7 +112,7 @@ class JuliaEngine:
 
     def __init__(self) -> None:
         self._fields = RemoteFields()
-        self._checked: SolveOptions | None = None  # the options that were looked at last
+        self._checked: tuple[SolveOptions, bool, tuple[str, ...]] | None = None
 
     def field(
         self,
@@ -123,7 +125,7 @@ class JuliaEngine:
         """The problem's field on flat states, with counts in ``stats``."""
         if autocast is not None:
             raise InputError("engine='julia' does not work under torch.autocast: leave it")
-        return JuliaFlatField(problem.field, problem.layout, args, stats)
+        return JuliaFlatField(problem.field, problem.layout, args, stats, form=problem.form)
 
     def evaluates_again(self, options: SolveOptions) -> bool:
         """Whether the backward pass evaluates the field as it is then: a lowered one keeps the
@@ -152,33 +154,33 @@ class JuliaEngine:
         watch: None = None,
     ) -> Forward:
         """Solve for a flat state z0 (N,)."""
-        remote = self._remote(problem, options, field, z0)
+        remote, times, size = self._remote(problem, options, field, z0), problem.times, z0.numel()
         tensors = remote.tensors(field.args)
-        z0, p = z0.contiguous(), Pieces(tensors, z0.dtype)
-        reads = Reads(problem.times, problem.layout)
-        each = (problem.layout.rows or 1) if remote.each else 0
+        form, z0 = remote.form, z0.contiguous()
+        if form is None or not form.fits(options, problem.layout, times, z0.dtype):
+            form = remote.form = SolveForm(options, problem.layout, times, z0.dtype, remote.each)
+        reads = form.reads
         found = z0.new_empty(len(reads.times), reads.width)
-        block = _block(options, z0, p, each)
-        ints, stops = block.ints, array("d", (*options.tstops, math.nan))  # never empty
-        ints[calls.TIMES], ints[calls.WIDTH], ints[calls.ZS] = *found.shape, found.data_ptr()
-        ints[calls.TS], ints[calls.AFTER] = reads.addresses
-        block.floats[5], block.floats[6] = problem.times.start, problem.times.end
-        ints[calls.STOPS], ints[calls.STOPS_AT] = len(options.tstops), stops.buffer_info()[0]
-        states_only = options.sensitivity == "discrete" and not options.dense
-        ints[calls.KEEP] = 0 if not record else 1 if states_only else 2
+        block = Block(form.block)
+        ints, p = block.ints, remote.pieces(tensors, z0.dtype)
+        ints[calls.Z0], ints[calls.ZS] = z0.data_ptr(), found.data_ptr()
+        ints[calls.PIECES], ints[calls.PARAMETERS] = len(tensors), p.address
+        if record:
+            states_only = options.sensitivity == "discrete" and not options.dense
+            ints[calls.KEEP] = 1 if states_only else 2
         code, number, sample = bridge().solve(remote.number, options.solver, block)
         stats = field.stats
-        stats.nfe += block.ints[calls.NFE]
-        stats.accepted += block.ints[calls.ACCEPTED]
-        stats.rejected += block.ints[calls.REJECTED]
-        stats.jacobians += block.ints[calls.JACOBIANS]
+        stats.nfe += ints[calls.NFE]
+        stats.accepted += ints[calls.ACCEPTED]
+        stats.rejected += ints[calls.REJECTED]
+        stats.jacobians += ints[calls.JACOBIANS]
         retcode, t = _retcode(code), block.floats[4]
         kept = None
         if number:
             kept = KeptSolve(
-                number, remote, tensors, reads, each, len(z0), z0.dtype, problem.times.start, t
+                number, remote, tensors, reads, form.each, size, z0.dtype, times.start, t
             )
-        zs = reads.outputs(found, len(z0))
+        zs = reads.outputs(found, size)
         if retcode is Retcode.SUCCESS:
             return Forward(zs, t, retcode, kept)
         blamed, message = _explain(retcode, t, sample, options, problem, found)
@@ -219,8 +221,9 @@ class JuliaEngine:
             raise GradientError("the gradient of the loss holds NaN or infinity")
         of_z0 = zs.new_empty(kept.size)
         of_p = Pieces([torch.empty_like(x, dtype=zs.dtype) for x in kept.tensors], zs.dtype)
-        block = _block(back, of_z0, of_p, kept.each)
+        block = _block(back, zs.dtype, kept.size, kept.each)
         ints = block.ints
+        ints[calls.PIECES], ints[calls.PARAMETERS] = len(of_p.tensors), of_p.address
         ints[calls.TIMES], ints[calls.WIDTH] = seeds.shape
         ints[calls.COTANGENTS] = seeds.data_ptr()
         ints[calls.GRAD_Z0] = of_z0.data_ptr()
@@ -233,18 +236,23 @@ class JuliaEngine:
             found[id(x)].to(x.dtype) if id(x) in found else torch.zeros_like(x) for x in tensors
         ]
 
-    def _check(self, options: SolveOptions, z0: Tensor) -> None:
+    def _check(self, options: SolveOptions, z0: Tensor) -> tuple[bool, tuple[str, ...]]:
+        """Whether the solver is a stiff one, and the programs that are needed."""
         if z0.device.type != "cpu":
             raise InputError(f"engine='julia' solves on the CPU, but the state lies on {z0.device}")
         if z0.dtype not in (torch.float32, torch.float64):
             raise InputError(f"engine='julia' is for float32 and float64 states, not {z0.dtype}")
-        if options is self._checked:
-            return
+        last = self._checked
+        if last is not None and options is last[0]:
+            return last[1:]
         for name in ("rtol", "atol"):
             if isinstance(getattr(options, name), Tensor):
                 raise InputError(f"engine='julia' takes one number for {name}, not a tensor")
         check_options(options, UNSUPPORTED)
-        self._checked = options
+        stiff = catalogue.solver(options.solver).stiff
+        needed = stiff, programs_of(options.sensitivity, stiff)
+        self._checked = (options, *needed)
+        return needed
 
     def _remote(
         self, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
@@ -252,12 +260,10 @@ class JuliaEngine:
         assert isinstance(field, JuliaFlatField)
         if field.remote is not None:
             return field.remote
-        self._check(options, z0)
-        stiff = catalogue.solver(options.solver).stiff
+        stiff, names = self._check(options, z0)
         rows = problem.layout.rows or 1
         alone = stiff or options.step_control == "per_sample" or isinstance(field.fn, JuliaField)
         each = alone and rows > 1 and options.lowering == "program"
-        names = programs_of(options.sensitivity, stiff)
         field.remote = self._fields.get(
             field, z0, problem.times.start, options.lowering, names, each
         )
@@ -277,14 +283,53 @@ def check_options(options: SolveOptions, names: Iterable[str]) -> None:
             raise InputError(f"engine='julia' has no option {name}: {why}")
 
 
-def _block(options: SolveOptions, z0: Tensor, p: Pieces, each: int) -> Block:
-    """The numbers that forward and backward calls share; ``z0`` and ``p`` are what is passed on,
-    or where their gradients go."""
+class SolveForm:
+    """What solves of one field by the same options, at the same times, have in common: all of a
+    call but the addresses of its tensors.
+
+    Attributes:
+        block: the numbers of a call.
+        reads: what is read off the solve.
+        each: B where each sample is solved by itself, else 0.
+    """
+
+    def __init__(
+        self,
+        options: SolveOptions,
+        layout: StateLayout,
+        times: Times,
+        dtype: torch.dtype,
+        each: bool,
+    ) -> None:
+        self._of = options, layout, times.values, dtype
+        self.each, self.reads = (layout.rows or 1) if each else 0, Reads(times, layout)
+        self._stops = array("d", (*options.tstops, math.nan))  # never empty
+        self.block = _block(options, dtype, layout.size, self.each)
+        ints, floats = self.block.ints, self.block.floats
+        ints[calls.TIMES], ints[calls.WIDTH] = len(self.reads.times), self.reads.width
+        ints[calls.TS], ints[calls.AFTER] = self.reads.addresses
+        ints[calls.STOPS], ints[calls.STOPS_AT] = len(options.tstops), self._stops.buffer_info()[0]
+        floats[5], floats[6] = times.start, times.end
+
+    def fits(
+        self, options: SolveOptions, layout: StateLayout, times: Times, dtype: torch.dtype
+    ) -> bool:
+        """Whether they are the very same (checked times keep their list of values)."""
+        own_options, own_layout, values, own_dtype = self._of
+        return (
+            own_options is options
+            and own_layout is layout
+            and values is times.values
+            and own_dtype is dtype
+        )
+
+
+def _block(options: SolveOptions, dtype: torch.dtype, size: int, each: int) -> Block:
+    """The numbers that forward and backward calls share, for states of ``size`` entries."""
     block = Block()
-    ints, floats, size = block.ints, block.floats, z0.numel()
-    ints[calls.N], ints[calls.Z0] = size // each if each else size, z0.data_ptr()
-    ints[calls.PIECES], ints[calls.PARAMETERS] = len(p.tensors), p.address
-    ints[calls.FLOAT32] = z0.dtype == torch.float32
+    ints, floats = block.ints, block.floats
+    ints[calls.N] = size // each if each else size
+    ints[calls.FLOAT32] = dtype == torch.float32
     ints[calls.ADAPTIVE] = options.is_adaptive
     ints[calls.MAX_STEPS] = options.max_steps
     ints[calls.SAMPLES] = each
@@ -297,13 +342,14 @@ def _block(options: SolveOptions, z0: Tensor, p: Pieces, each: int) -> Block:
     return block
 
 
+_RETCODES = {str(code): code for code in Retcode}
+
+
 def _retcode(code: str) -> Retcode:
-    try:
-        return Retcode(code)
-    except ValueError:
-        raise JuliaError(
-            f"Julia ended the solve with {code!r}, which pynode does not know"
-        ) from None
+    found = _RETCODES.get(code)
+    if found is None:
+        raise JuliaError(f"Julia ended the solve with {code!r}, which pynode does not know")
+    return found
 
 
 CAUSES = {

@@ -9,6 +9,7 @@ import warnings
 import weakref
 from array import array
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -37,16 +38,26 @@ class RemoteField:
         found: the trainable tensors that it depends on beside its args.
         each: whether it is the field of one sample, to be solved for each by itself.
         close: let Julia forget it when this object goes.
+        form: what its last solve shares with others like it, see :class:`SolveForm`.
     """
 
     number: int
     found: list[Tensor]
     each: bool
     close: bool = True
+    form: Any = None
+    _pieces: Pieces | None = None
 
     def __post_init__(self) -> None:
         if self.close:
             weakref.finalize(self, bridge().forget_field, self.number)
+
+    def pieces(self, tensors: list[Tensor], dtype: torch.dtype) -> Pieces:
+        """What :meth:`tensors` gave as a parameter vector; the last one if nothing has moved."""
+        last = self._pieces
+        if last is None or not last.are(tensors):
+            last = self._pieces = Pieces(tensors, dtype)
+        return last
 
     def tensors(self, args: Any) -> list[Tensor]:
         """What the flat parameter vector is made of: ``found``, then the numbers in ``args``."""
@@ -65,7 +76,17 @@ class Pieces:
             x if x.dtype is dtype and x.is_contiguous() else x.detach().to(dtype).contiguous()
             for x in tensors
         ]
-        self._places = array("q", [n for x in self.tensors for n in (x.data_ptr(), x.numel())])
+        self._given, self._addresses = tensors, list(map(Tensor.data_ptr, self.tensors))
+        sizes = map(Tensor.numel, self.tensors)
+        self._places = array("q", chain.from_iterable(zip(self._addresses, sizes, strict=True)))
+
+    def are(self, tensors: list[Tensor]) -> bool:
+        """Whether these are the given tensors, lying where they did, of the shapes they had."""
+        return (
+            tensors is self._given
+            and list(map(Tensor.data_ptr, tensors)) == self._addresses
+            and all(map(Tensor.is_contiguous, tensors))
+        )
 
     @property
     def address(self) -> int:
@@ -83,9 +104,19 @@ class JuliaFlatField(FlatField):
 class Last:
     """The field on Julia's side as it was last asked for, and whether it still is that."""
 
+    layout: StateLayout
     asked: tuple
     unchanged: Unchanged
     remote: RemoteField
+
+    def answers(self, layout: StateLayout, asked: tuple) -> bool:
+        """Whether it was asked for so; equal layouts are mostly one object."""
+        return self.asked == asked and (self.layout is layout or alike(self.layout, layout))
+
+
+def alike(a: StateLayout, b: StateLayout) -> bool:
+    same = (a.shapes, a.dtypes, a.rows, a.plain) == (b.shapes, b.dtypes, b.rows, b.plain)
+    return same and (a.plain or a.spec == b.spec)
 
 
 class RemoteFields:
@@ -127,16 +158,18 @@ class RemoteFields:
     ) -> RemoteField:
         """The lowered field: the last one again if nothing that it depends on has changed."""
         last = self._last.get(field.fn) if field.args is None else None
-        layout = field.layout
-        spec = None if layout.plain else layout.spec
-        asked = (layout.shapes, layout.dtypes, layout.rows, spec, names, each)
-        if last is not None and last.asked == asked and last.unchanged.holds(field.fn):
+        asked = (names, each)
+        if (
+            last is not None
+            and last.answers(field.layout, asked)
+            and last.unchanged.holds(field.fn)
+        ):
             return last.remote
         remote, lowered = self._lowered_by_value(field, z0, t0, names, each)
         if field.args is None:
             with contextlib.suppress(TypeError):  # without weak references nothing is kept
                 unchanged = Unchanged(field.fn, remote.found, lowered.constants)
-                self._last[field.fn] = Last(asked, unchanged, remote)
+                self._last[field.fn] = Last(field.layout, asked, unchanged, remote)
         return remote
 
     def _lowered_by_value(

@@ -79,7 +79,9 @@ class TorchEngine:
         autocast: Autocast | None,
     ) -> FlatField:
         """The problem's field on flat states, with counts in ``stats``."""
-        return FlatField(problem.field, problem.layout, args, stats, autocast=autocast)
+        return FlatField(
+            problem.field, problem.layout, args, stats, autocast=autocast, form=problem.form
+        )
 
     def evaluates_again(self, options: SolveOptions) -> bool:
         """Whether the backward pass evaluates the field as it is then, not as it was."""
