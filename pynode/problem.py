@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,11 @@ from pynode.field import UserField, calling_form
 from pynode.options import SolveOptions
 from pynode.state import State, StateLayout
 from pynode.times import OneSolveError, OwnTimes, Times
+
+
+@functools.cache
+def _rounding(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
 
 
 @dataclass(frozen=True)
@@ -121,8 +127,11 @@ class ODEProblem:
         Raises:
             InputError: a tolerance does not broadcast against the state.
         """
-        found = tuple(self._tolerance(name, getattr(options, name)) for name in ("rtol", "atol"))
-        eps = torch.finfo(self.layout.dtype).eps
+        rtol, atol = options.rtol, options.atol
+        eps = _rounding(self.layout.dtype)
+        if not isinstance(rtol, Tensor) and not isinstance(atol, Tensor) and rtol >= eps:
+            return rtol, atol
+        found = self._tolerance("rtol", rtol), self._tolerance("atol", atol)
         rtol = found[0]
         largest = float(rtol.max()) if isinstance(rtol, Tensor) else rtol
         if options.is_adaptive and largest < eps:
@@ -133,7 +142,7 @@ class ODEProblem:
                     f"({eps:.1e}): steps will be wasted. Use float64, or loosen rtol.",
                     stacklevel=2,
                 )
-        return found  # type: ignore[return-value]
+        return found
 
     def _tolerance(self, name: str, value: float | Tensor) -> float | Tensor:
         if not isinstance(value, Tensor):

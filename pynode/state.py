@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from typing import Any
 
@@ -58,6 +59,11 @@ class StateLayout:
         self._keys = list(z0) if isinstance(z0, dict) else []
         self.plain = self.single and not self.dtypes[0].is_complex
         self._of_rows: dict[int, StateLayout] = {}
+
+    @functools.cached_property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for states of equal structure, shapes and dtypes."""
+        return tuple(self.shapes), tuple(self.dtypes), str(self.spec)
 
     @classmethod
     def of(cls, z0: State) -> StateLayout:
@@ -118,6 +124,7 @@ class StateLayout:
         found = self._of_rows.get(rows)
         if found is None:
             found = self._of_rows[rows] = copy.copy(self)
+            vars(found).pop("key", None)
             found.shapes = [(rows, *shape[1:]) for shape in self.shapes]
             found.rows, found.size = rows, rows * self.width
         return found

@@ -260,6 +260,49 @@ def test_globals_that_a_field_names_are_seen_when_they_change(monkeypatch):
         torch.testing.assert_close(found, net.weight.grad, rtol=1e-6, atol=1e-9)
 
 
+def moved(field, how):
+    """Give the weights other values, by a way that leaves their shapes."""
+    with torch.no_grad():
+        for w in (field[0].weight, field[2].weight):
+            if how == "in place":
+                w.mul_(1.1)
+            elif how == "behind autograd":
+                w.data.mul_(0.9)
+            elif how == "elsewhere":
+                w.data = w.data * 0.8
+            else:
+                w.data = w.data.t()  # at the same address, of the same shape
+
+
+@pytest.mark.parametrize("how", ["in place", "behind autograd", "elsewhere", "transposed"])
+def test_what_calls_share_follows_the_parameters(how):
+    torch.manual_seed(0)
+    field = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    z0, t = torch.randn(2, 3, dtype=torch.float64), torch.linspace(0, 1, 4, dtype=torch.float64)
+    fast, plain = (NeuralODE(field, solver="dp5", compile=on) for on in (True, False))
+    for _ in range(2):
+        for change in (False, True):
+            if change:
+                moved(field, how)
+            results = []
+            for node in (fast, plain):
+                zs = node(z0, t)
+                grads = torch.autograd.grad(zs[-1].square().sum(), list(field.parameters()))
+                results.append((zs, *grads))
+            torch.testing.assert_close(*results, rtol=1e-6, atol=1e-8)
+
+
+def test_what_calls_share_follows_times_and_tolerances():
+    field, z0 = Swirl(), state()
+    t, rtol = torch.tensor(TIMES, dtype=torch.float64), torch.tensor(1e-9, dtype=torch.float64)
+    nodes = [NeuralODE(field, rtol=rtol, atol=1e-11, compile=on) for on in (True, False)]
+    for change in (lambda: None, lambda: t.mul_(1.5), lambda: rtol.fill_(1e-3), lambda: t.neg_()):
+        change()
+        fast, plain = (node(z0, t) for node in nodes)
+        torch.testing.assert_close(fast, plain, rtol=1e-11, atol=1e-12)
+        assert nodes[0].stats == nodes[1].stats
+
+
 def test_a_field_is_not_kept_alive():
     field = lambda t, z: -z  # noqa: E731
     solve(field, torch.ones(2, dtype=torch.float64), [0.0, 1.0], compile=True)

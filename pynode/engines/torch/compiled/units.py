@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from pynode import catalogue
 from pynode.engines.torch.compiled.build import load
 from pynode.engines.torch.compiled.call import PADDING
+from pynode.engines.torch.compiled.form import SolveForm
 from pynode.engines.torch.compiled.source import KINDS, source
 from pynode.engines.torch.methods import TABLEAUS
 from pynode.errors import LoweringError
@@ -26,6 +27,8 @@ from pynode.lowering.lowered import LoweredField
 from pynode.lowering.pipeline import parameters_of
 from pynode.lowering.unchanged import Unchanged
 from pynode.options import SolveOptions
+from pynode.state import StateLayout
+from pynode.times import Times
 
 
 @dataclass
@@ -46,11 +49,37 @@ class Unit:
     active: int
     lowered: LoweredField
     functions: dict[Any, Any] = field(default_factory=dict)
+    _forms: dict[bool, SolveForm] = field(default_factory=dict)
+    _views: tuple[list[int], list[Tensor]] | None = None
 
-    def parameters(self, like: Tensor) -> Tensor:
+    def form(
+        self,
+        options: SolveOptions,
+        rtol: float | Tensor,
+        atol: float | Tensor,
+        layout: StateLayout,
+        times: Times,
+        backwards: bool = False,
+    ) -> SolveForm:
+        """What solves alike share: of the last one, if it was such a one."""
+        last = self._forms.get(backwards)
+        if last is None or not last.fits(options, layout, times, layout.dtype):
+            last = SolveForm(options, rtol, atol, layout, times, layout.dtype, backwards)
+            self._forms[backwards] = last
+        return last
+
+    def parameters(self) -> Tensor:
         """Present values of the parameters, with room beyond their end."""
-        parts = [x.detach().reshape(-1) for x in self.lowered.tensors]
-        return torch.cat([*parts, like.new_zeros(PADDING)])
+        tensors = self.lowered.tensors
+        addresses = list(map(Tensor.data_ptr, tensors))
+        views = self._views
+        if views is None or views[0] != addresses or not all(map(Tensor.is_contiguous, tensors)):
+            parts = [x.detach().reshape(-1) for x in tensors]
+            room = torch.zeros(PADDING, dtype=getattr(torch, self.lowered.dtype))
+            views = addresses, [*parts, room]
+            # A view follows its tensor for as long as that lies there; a copy does not.
+            self._views = views if all(map(Tensor.is_contiguous, tensors)) else None
+        return torch.cat(views[1])
 
     def split(self, flat: Tensor) -> dict[int, Tensor]:
         """A vector (P,) in the parameters' shapes, by the identity of the parameters."""
@@ -84,8 +113,7 @@ def unit_of(field: CompiledField, z0: Tensor, t0: float) -> Unit:
     if field.args is not None:
         field.unit = _new_unit(field, z0, t0)
         return field.unit
-    layout = field.layout
-    key = tuple(layout.shapes), tuple(layout.dtypes), str(layout.spec)
+    key = field.layout.key
     shelf = shelf_of(_UNITS, field.fn)
     known = shelf.get(key)
     if known is not None and known[0].holds(field.fn):
