@@ -146,6 +146,33 @@ def test_parameters_may_change_between_solves():
     torch.testing.assert_close(there(plain(2), TIMES), here(plain(2), TIMES), rtol=1e-4, atol=1e-5)
 
 
+def moved(field, how):
+    """Give the weights other values, by a way that leaves their shapes."""
+    with torch.no_grad():
+        for w in (field[0].weight, field[2].weight):
+            if how == "behind autograd":
+                w.data.mul_(0.9)
+            elif how == "elsewhere":
+                w.data = w.data * 0.8
+            else:
+                w.data = w.data.t()  # at the same address, of the same shape
+
+
+@pytest.mark.parametrize("how", ["behind autograd", "elsewhere", "transposed"])
+def test_what_calls_share_follows_the_parameters(how):
+    field, z0 = mlp(3, 3).double(), plain(2).double()
+    options = {"rtol": 1e-10, "atol": 1e-12, "sensitivity": "discrete", "solver": "dp5"}
+    for change in (False, True, True):
+        if change:
+            moved(field, how)
+        results = []
+        for node in nodes(field, **options):
+            zs = node(z0, TIMES)
+            grads = torch.autograd.grad(zs[-1].square().sum(), list(field.parameters()))
+            results.append((zs, *grads))
+        torch.testing.assert_close(*results, rtol=1e-7, atol=1e-9)
+
+
 class Switched(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
