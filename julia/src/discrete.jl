@@ -4,14 +4,14 @@
 # steps are pulled back through the dense output that they were read from.
 
 """What a sweep backwards works with; see `discrete_adjoint`."""
-struct Sweep{T, E}
+struct Sweep{T, E, V <: AbstractVector{T}, M <: AbstractMatrix{T}}
     method::Method{T}
     evaluations::Vector{E}  # one for each stage
-    p::Vector{T}
-    K::Matrix{T}            # cotangents of the slopes
-    after::Vector{T}        # cotangent of the state after the step
-    before::Vector{T}       # and before it
-    of_p::Vector{T}
+    p::V
+    K::M                    # cotangents of the slopes
+    after::V                # cotangent of the state after the step
+    before::V               # and before it
+    of_p::V
     w::Vector{T}
     counts::Counts
 end
@@ -22,13 +22,13 @@ end
 From the states `us` at the ends of steps `ts` and the cotangents of what was read: dL/du0 and dL/dp.
 """
 function discrete_adjoint(
-        field::AbstractField, method::Method{T}, ts::Vector{Float64}, us::Vector{Vector{T}}, p::Vector{T},
+        field::AbstractField, method::Method{T}, ts::Vector{Float64}, us::Vector{V}, p::V,
         reads::Reads, cotangents::AbstractMatrix{T}, counts::Counts,
-    ) where {T}
+    ) where {T, V <: AbstractVector{T}}
     n, stages = length(us[1]), length(method.b)
     s = Sweep(
-        method, evaluations!(field, stages, n, length(p), T), p, zeros(T, n, stages), zeros(T, n), zeros(T, n),
-        zeros(T, length(p)), zeros(T, stages), counts,
+        method, evaluations!(field, stages, p, n), p, zeros_like(p, n, stages), zeros_like(p, n), zeros_like(p, n),
+        zeros_like(p, length(p)), zeros(T, stages), counts,
     )
     return sweep!(s, ts, us, reads, cotangents)
 end
@@ -112,7 +112,7 @@ function pull_step!(s::Sweep{T}, u, v, t0, t1, reads, cotangents, next, final) w
 end
 
 """Zero but for one column, which is moved."""
-function keep_column!(K::Matrix{T}, to, from) where {T}
+function keep_column!(K::AbstractMatrix{T}, to, from) where {T}
     for j in axes(K, 2)
         j == from || fill!(view(K, :, j), zero(T))
     end
@@ -161,10 +161,19 @@ function add!(y::Vector{T}, a, x::Vector{T}) where {T}
 end
 
 """y[after + i] += a·X[i, k]."""
-function add_at!(y::Array{T}, after, a, X::AbstractVecOrMat{T}, k) where {T}
+function add_at!(y::Array{T}, after, a, X::AbstractVecOrMat, k) where {T}
     rows = size(X, 1)
     checkbounds(y, after + rows)
     @inbounds @simd for i in 1:rows
         y[after + i] = muladd(T(a), X[i, k], y[after + i])
     end
+end
+
+# The same where entries cannot be had one by one.
+add!(y::AbstractVector{T}, a, x::AbstractVector{T}) where {T} = (y .= muladd.(a, x, y); nothing)
+
+function add_at!(y::AbstractArray{T}, after, a, X::AbstractVecOrMat, k) where {T}
+    part = view(vec(y), (after + 1):(after + size(X, 1)))
+    part .= muladd.(T(a), view(X, :, k), part)
+    return nothing
 end
