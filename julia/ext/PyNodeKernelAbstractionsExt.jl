@@ -15,14 +15,13 @@ function PyNode.DeviceProgram(program::Program{T}, backend::KernelAbstractions.B
     work, time = vector(length(program.work)), vector(1)
     return DeviceProgram(
         program, backend, moved(backend, program.constants), moved(backend, indices), work, time,
-        vector(PyNode.partial_size(program)), tables, [time for _ in 1:9], NaN,
+        vector(PyNode.partial_size(program)), moved(backend, T[0, 1]), tables, [time for _ in 1:9], NaN,
     )
 end
 
 moved(backend, x::Vector) = copyto!(allocate(backend, eltype(x), size(x)), x)
 
 PyNode.device_backend(::Val{:kernels}, ordinal) = CPU()
-PyNode.enter_device(::KernelAbstractions.Backend) = nothing
 PyNode.settle_device(backend::KernelAbstractions.Backend) = KernelAbstractions.synchronize(backend)
 PyNode.wrap_device(::CPU, ::Type{T}, address, dims) where {T} = unsafe_wrap(Array, Ptr{T}(address % UInt), dims)
 
@@ -139,7 +138,7 @@ function product!(d, batch, (m, n, k), out, o, os, ldc, a, p, as, ta, lda, b, q,
         in_place = add && c === out && r == o && (m == 1 || ci == ldc) && (n == 1 || cj == 1)
         add && !in_place &&
             launch(d, map1_nd!, m * n, identity, (1, 1, m, n), out, o, (0, 0, ldc, 1), c, r, (0, 0, ci, cj))
-        PyNode.gemm_on!(d.backend, batch, (m, n, k), out, o, os, ldc, a, p, as, ta, lda, b, q, bs, tb, ldb, add)
+        PyNode.gemm_on!(d.backend, d.units, batch, (m, n, k), out, o, os, ldc, a, p, as, ta, lda, b, q, bs, tb, ldb, add)
     else
         ai, al = ta ? (1, lda) : (lda, 1)
         bl, bj = tb ? (1, ldb) : (ldb, 1)

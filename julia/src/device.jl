@@ -18,6 +18,7 @@ A program whose memory lies on a device, `V` being the device's vectors: [`run!`
 - `backend`: KernelAbstractions' name of the device;
 - `indices`: the program's, and after them what `scatter_add` needs, see `Table`;
 - `partial`: what long reductions add up in parts;
+- `units`: 0 and 1, which a BLAS on a device reads there;
 - `t`: the time that `time` holds.
 """
 mutable struct DeviceProgram{T, V <: AbstractVector{T}, I <: AbstractVector{Int}, B}
@@ -28,6 +29,7 @@ mutable struct DeviceProgram{T, V <: AbstractVector{T}, I <: AbstractVector{Int}
     work::V
     time::V
     partial::V
+    units::V
     tables::Dict{Int, Table}
     slots::Vector{V}
     t::Float64
@@ -179,11 +181,11 @@ device_backend(::Val{name}, ordinal) where {name} = throw(
 """Make the device the one that this task works on; and wait until it has done all that it was asked to."""
 enter(::AbstractField) = nothing
 settle(::AbstractField) = nothing
-enter(field::DeviceField) = enter_device(field.f.backend)
+enter(field::DeviceField) = enter_device(field.f.work)
 settle(field::DeviceField) = settle_device(field.f.backend)
 
 # Methods of these are the extensions'; wrap_device makes an array of memory that is the caller's.
-function enter_device end
+enter_device(::AbstractArray) = nothing
 function settle_device end
 function wrap_device end
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pynode import catalogue
 from pynode.dense import DenseOutput
-from pynode.engines.julia import calls
+from pynode.engines.julia import calls, places
 from pynode.engines.julia.calls import Block, bridge
 from pynode.engines.julia.fields import (
     JuliaFlatField,
@@ -70,6 +70,7 @@ class KeptSolve:
     each: int
     size: int
     dtype: torch.dtype
+    device: torch.device
     t0: float
     t1: float
 
@@ -78,7 +79,7 @@ class KeptSolve:
 
     def at(self, t: float) -> Tensor:
         """The state (N,) at a time inside."""
-        out = torch.empty(self.size, dtype=self.dtype)
+        out = torch.empty(self.size, dtype=self.dtype, device=self.device)
         bridge().evaluate(self.number, np.array([t]), out)
         return out
 
@@ -104,7 +105,7 @@ class Forward:
 
 
 class JuliaEngine:
-    """Solves and differentiates in Julia, on the CPU."""
+    """Solves and differentiates in Julia, where the state lies."""
 
     name = "julia"
 
@@ -154,6 +155,7 @@ class JuliaEngine:
         """Solve for a flat state z0 (N,)."""
         remote = self._remote(problem, options, field, z0)
         tensors = remote.tensors(field.args)
+        places.check_together(tensors, z0.device)
         z0, p = z0.contiguous(), Pieces(tensors, z0.dtype)
         reads = Reads(problem.times, problem.layout)
         each = (problem.layout.rows or 1) if remote.each else 0
@@ -166,6 +168,7 @@ class JuliaEngine:
         ints[calls.STOPS], ints[calls.STOPS_AT] = len(options.tstops), stops.buffer_info()[0]
         states_only = options.sensitivity == "discrete" and not options.dense
         ints[calls.KEEP] = 0 if not record else 1 if states_only else 2
+        places.hand_over(z0)
         code, number, sample = bridge().solve(remote.number, options.solver, block)
         stats = field.stats
         stats.nfe += block.ints[calls.NFE]
@@ -176,8 +179,9 @@ class JuliaEngine:
         kept = None
         if number:
             kept = KeptSolve(
-                number, remote, tensors, reads, each, len(z0), z0.dtype, problem.times.start, t
-            )
+                number, remote, tensors, reads, each, len(z0), z0.dtype, z0.device,
+                problem.times.start, t,
+            )  # fmt: skip
         zs = reads.outputs(found, len(z0))
         if retcode is Retcode.SUCCESS:
             return Forward(zs, t, retcode, kept)
@@ -225,6 +229,7 @@ class JuliaEngine:
         ints[calls.COTANGENTS] = seeds.data_ptr()
         ints[calls.GRAD_Z0] = of_z0.data_ptr()
         solver = None if back.solver == options.solver else back.solver
+        places.hand_over(seeds)
         bridge().gradient(kept.number, options.sensitivity, solver, block)
         field.stats.nfe_backward += block.ints[calls.NFE]
         field.stats.vjp += block.ints[calls.ACCEPTED]
@@ -234,8 +239,6 @@ class JuliaEngine:
         ]
 
     def _check(self, options: SolveOptions, z0: Tensor) -> None:
-        if z0.device.type != "cpu":
-            raise InputError(f"engine='julia' solves on the CPU, but the state lies on {z0.device}")
         if z0.dtype not in (torch.float32, torch.float64):
             raise InputError(f"engine='julia' is for float32 and float64 states, not {z0.dtype}")
         if options is self._checked:
@@ -253,13 +256,16 @@ class JuliaEngine:
         if field.remote is not None:
             return field.remote
         self._check(options, z0)
+        place = places.place_of(z0.device)
+        if place != places.CPU:
+            places.check(options, isinstance(field.fn, JuliaField))
         stiff = catalogue.solver(options.solver).stiff
         rows = problem.layout.rows or 1
         alone = stiff or options.step_control == "per_sample" or isinstance(field.fn, JuliaField)
         each = alone and rows > 1 and options.lowering == "program"
         names = programs_of(options.sensitivity, stiff)
         field.remote = self._fields.get(
-            field, z0, problem.times.start, options.lowering, names, each
+            field, z0, problem.times.start, options.lowering, names, each, place
         )
         return field.remote
 

@@ -71,7 +71,7 @@ def ensemble(
         [shared.expand(count, -1), *(x.detach().reshape(count, -1).to(z0.dtype) for x in leaves)],
         dim=1,
     ).contiguous()
-    zs = _run(remote, problem, options, backend, z0, p)
+    zs = _run(remote, problem, options, backend, z0.cpu(), p.cpu()).to(z0.device)
     return _solution(problem, options, zs)
 
 
