@@ -74,7 +74,7 @@ def test_fields(kernels, case, sensitivity):
 @pytest.mark.julia
 @pytest.mark.parametrize("batch", [1, 64, 600])
 def test_batches_in_float32(kernels, batch):
-    """600 rows are more than a reduction does in one part. By steps that rounding does not choose."""
+    """600 rows are more than a reduction does in one part; steps are not for rounding to choose."""
     torch.set_default_dtype(torch.float32)
     steps = {"sensitivity": "discrete", "adaptive": False, "dt": 0.1}
     agree(*both(kernels, mlp(3, 40, 40), plain(batch).float(), **steps), 1e-5)
