@@ -23,19 +23,42 @@ moved(backend, x::Vector) = copyto!(allocate(backend, eltype(x), size(x)), x)
 
 PyNode.device_backend(::Val{:kernels}, ordinal) = CPU()
 PyNode.settle_device(backend::KernelAbstractions.Backend) = KernelAbstractions.synchronize(backend)
+PyNode.has_gemm(::CPU) = true
+function PyNode.gemm_on!(::CPU, units, batch, (m, n, k), out, o, os, ldc, a, p, as, ta, lda, b, q, bs, tb, ldb, add)
+    at(x, offset) = pointer(x, offset + 1)
+    GC.@preserve out a b for r in 0:(batch - 1)
+        C, A, B = at(out, o + r * os), at(a, p + r * as), at(b, q + r * bs)
+        PyNode.mm!(m, n, k, C, ldc, A, ta, lda, B, tb, ldb, add, C, ldc, 1)
+    end
+    return nothing
+end
+
 PyNode.wrap_device(::CPU, ::Type{T}, address, dims) where {T} = unsafe_wrap(Array, Ptr{T}(address % UInt), dims)
 
 function PyNode.execute(d::DeviceProgram, from::Int, to::Int)
     code, place = d.program.code, from
     while place <= to
-        instruction!(d, code[place], code, place + 1)
-        place += 2 + WIDTHS[code[place]]
+        number, next = code[place], place + 2 + WIDTHS[code[place]]
+        if number == 7 && next <= to && follows_in_place(code, place, next)
+            instruction!(d, number, code, place + 1, UNARY[code[next + 1] + 1])
+            next += 2 + WIDTHS[1]
+        else
+            instruction!(d, number, code, place + 1)
+        end
+        place = next
     end
     return nothing
 end
 
-"""One instruction, whose kind is at `code[i]`: operands are vectors and offsets."""
-function instruction!(d::DeviceProgram, number, code, i)
+"""Whether the instruction at `next` applies a function to all of the product at `place`, in place: one kernel can do both."""
+function follows_in_place(code, place, next)
+    m, n, slot, offset, ldc = code[place + 2], code[place + 3], code[place + 5], code[place + 6], code[place + 7]
+    return code[next] == 1 && ldc == n && code[next + 2] == m * n &&
+        code[next + 3] == code[next + 5] == slot && code[next + 4] == code[next + 6] == offset
+end
+
+"""One instruction, whose kind is at `code[i]`: operands are vectors and offsets. `then` is applied to each entry of a product."""
+function instruction!(d::DeviceProgram, number, code, i, then = identity)
     int(j) = code[i + j]
     address(j) = (d.slots[code[i + j] + 1], code[i + j + 1])
     four(j) = (int(j), int(j + 1), int(j + 2), int(j + 3))
@@ -61,11 +84,11 @@ function instruction!(d::DeviceProgram, number, code, i)
         add, sizes = int(15) == 1, (int(1), int(2), int(3))
         # Without an addend its numbers mean nothing; any memory will do.
         product!(
-            d, 1, sizes, address(4)..., 0, int(6), address(7)..., 0, int(9) == 1, int(10), address(11)..., 0,
+            d, then, 1, sizes, address(4)..., 0, int(6), address(7)..., 0, int(9) == 1, int(10), address(11)..., 0,
             int(13) == 1, int(14), add, (add ? address(16) : address(4))..., int(18), int(19))
     elseif number == 8
         product!(
-            d, int(1), (int(2), int(3), int(4)), address(5)..., int(7), int(8), address(9)..., int(11), int(12) == 1, int(13),
+            d, then, int(1), (int(2), int(3), int(4)), address(5)..., int(7), int(8), address(9)..., int(11), int(12) == 1, int(13),
             address(14)..., int(16), int(17) == 1, int(18), false, address(5)..., 0, 0)
     elseif number == 9
         reduce!(d, int(0), int(1), int(2), int(3), address(4)..., int(6), int(7), address(8)..., int(10), int(11), int(12))
@@ -100,11 +123,20 @@ end
     @inbounds out[o + i] = f(a[p + (i - 1) * sa + 1], b[q + (i - 1) * sb + 1], c[r + (i - 1) * sc + 1])
 end
 
+"""
+Quotient and remainder of numbers from 0 to 2³¹, the second not 0: counts have been checked, and a division that
+checks once more, in 64 bits, takes a device longer than most instructions' own work.
+"""
+@inline function quotient(i::Int, n::Int)
+    q = Core.Intrinsics.udiv_int(i % UInt32, n % UInt32) % Int
+    return q, i - q * n
+end
+
 """The i-th place, from 0, of an array of that shape in row-major order, along its four dimensions."""
 @inline function place_of(i, shape)
-    i, l = divrem(i, shape[4])
-    i, k = divrem(i, shape[3])
-    i, j = divrem(i, shape[2])
+    i, l = quotient(i, shape[4])
+    i, k = quotient(i, shape[3])
+    i, j = quotient(i, shape[2])
     return (i, j, k, l)
 end
 
@@ -132,31 +164,42 @@ end
 
 const GEMM_FROM = 32  # terms of an entry, from which a BLAS is asked: below, one kernel does the addend as well
 
-"""`batch` products A·B (+ addend), see docs/program-format.md; os, as, bs are the steps from one to the next."""
-function product!(d, batch, (m, n, k), out, o, os, ldc, a, p, as, ta, lda, b, q, bs, tb, ldb, add, c, r, ci, cj)
+"""
+`batch` products A·B (+ addend), see docs/program-format.md; os, as, bs are the steps from one to the next. Of each
+entry `f` is taken in the end.
+"""
+function product!(d, f, batch, (m, n, k), out, o, os, ldc, a, p, as, ta, lda, b, q, bs, tb, ldb, add, c, r, ci, cj)
     if k >= GEMM_FROM && PyNode.has_gemm(d.backend)
         in_place = add && c === out && r == o && (m == 1 || ci == ldc) && (n == 1 || cj == 1)
-        add && !in_place &&
-            launch(d, map1_nd!, m * n, identity, (1, 1, m, n), out, o, (0, 0, ldc, 1), c, r, (0, 0, ci, cj))
-        PyNode.gemm_on!(d.backend, d.units, batch, (m, n, k), out, o, os, ldc, a, p, as, ta, lda, b, q, bs, tb, ldb, add)
+        PyNode.gemm_on!(d.backend, d.units, batch, (m, n, k), out, o, os, ldc, a, p, as, ta, lda, b, q, bs, tb, ldb, in_place)
+        rest = add && !in_place  # only an mm, of one product, has an addend and an f
+        (rest || f !== identity) && launch(d, finish!, m * n, f, n, out, o, ldc, rest, c, r, ci, cj)
     else
         ai, al = ta ? (1, lda) : (lda, 1)
         bl, bj = tb ? (1, ldb) : (ldb, 1)
-        launch(d, products!, batch * m * n, m, n, k, out, o, os, ldc, a, p, as, ai, al, b, q, bs, bl, bj, add, c, r, ci, cj)
+        launch(d, products!, batch * m * n, f, m, n, k, out, o, os, ldc, a, p, as, ai, al, b, q, bs, bl, bj, add, c, r, ci, cj)
     end
     return nothing
 end
 
-@kernel function products!(m, n, k, out, o, os, ldc, a, p, as, ai, al, b, q, bs, bl, bj, add, c, r, ci, cj)
+@kernel function products!(f, m, n, k, out, o, os, ldc, a, p, as, ai, al, b, q, bs, bl, bj, add, c, r, ci, cj)
     at = @index(Global, Linear)
-    rest, j = divrem(at - 1, n)
-    batch, i = divrem(rest, m)
+    rest, j = quotient(at - 1, n)
+    batch, i = quotient(rest, m)
     x, y = p + batch * as + i * ai + 1, q + batch * bs + j * bj + 1
     sum = @inbounds add ? c[r + i * ci + j * cj + 1] : zero(eltype(out))
     for l in 0:(k - 1)
         sum = @inbounds muladd(a[x + l * al], b[y + l * bl], sum)
     end
-    @inbounds out[o + batch * os + i * ldc + j + 1] = sum
+    @inbounds out[o + batch * os + i * ldc + j + 1] = f(sum)
+end
+
+"""What is left to do of a product that a BLAS has made: the addend, if it has one, and `f`."""
+@kernel function finish!(f, n, out, o, ldc, add, c, r, ci, cj)
+    at = @index(Global, Linear)
+    i, j = quotient(at - 1, n)
+    place = o + i * ldc + j + 1
+    @inbounds out[place] = f(add ? out[place] + c[r + i * ci + j * cj + 1] : out[place])
 end
 
 # -- reductions and indexed copies ----------------------------------------------------------------
@@ -182,8 +225,8 @@ were before, `total`. `oq` is the step of a part's result.
 """
 @kernel function fold!(f, finish, total, n, size, count, inner, out, o, oo, oq, oi, a, p, ao, an, ai)
     at = @index(Global, Linear)
-    rest, i = divrem(at - 1, inner)
-    outer, part = divrem(rest, count)
+    rest, i = quotient(at - 1, inner)
+    outer, part = quotient(rest, count)
     x, first = p + outer * ao + i * ai + 1, part * size
     sum = @inbounds a[x + first * an]
     for j in (first + 1):(min(n, first + size) - 1)
@@ -194,7 +237,7 @@ end
 
 @kernel function scan!(n, inner, out, o, a, p)
     at = @index(Global, Linear)
-    outer, i = divrem(at - 1, inner)
+    outer, i = quotient(at - 1, inner)
     first = outer * n * inner + i + 1
     sum = @inbounds a[p + first]
     @inbounds out[o + first] = sum

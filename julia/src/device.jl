@@ -189,6 +189,6 @@ enter_device(::AbstractArray) = nothing
 function settle_device end
 function wrap_device end
 
-"""Whether the backend has a BLAS, and its products: out = A·B for each of a batch, or out += A·B."""
+"""Whether the backend has a BLAS, and its products: out = A·B for each of a batch, or out += A·B (`add`)."""
 has_gemm(backend) = false
 function gemm_on! end

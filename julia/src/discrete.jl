@@ -92,19 +92,19 @@ function pull_step!(s::Sweep{T}, u, v, t0, t1, reads, cotangents, next, final) w
         next -= 1
     end
     for i in Iterators.reverse(stages)
-        i > method.last && pull_through!(s, i, h)
+        i > method.last && pull_through!(s, i, h, stages)
     end
     if dense || !final
+        collect_slope!(s, method.last, h, stages)
         pull_stage!(s, method.last)
         add!(s.after, one(T), E[method.last].gz)
     end
     add!(s.before, one(T), s.after)
-    for i in eachindex(method.b)
-        method.b[i] != 0 && add_at!(s.K, (i - 1) * size(s.K, 1), h * method.b[i], s.after, 1)
-    end
+    spread_state!(s, h)
     for i in Iterators.reverse(stages)
-        i < method.last && pull_through!(s, i, h)
+        i < method.last && pull_through!(s, i, h, stages)
     end
+    collect_slope!(s, method.first, h, stages)
     copyto!(s.after, s.before)
     # What was the beginning is the end of the step before.
     E[method.first], E[method.last] = E[method.last], E[method.first]
@@ -122,14 +122,20 @@ end
 
 """The slope of a stage, ready to be pulled back; `earlier` are the stages before it beside the first."""
 function evaluate!(s::Sweep{T}, i, u, h, t, earlier) where {T}
+    stage = s.evaluations[i]
+    stage_state!(s, i, u, h, earlier)
+    linearize!(stage, s.p, t)
+    s.counts.rhs += 1
+    return nothing
+end
+
+function stage_state!(s::Sweep, i, u, h, earlier)
     A, E, first, stage = s.method.A, s.evaluations, s.method.first, s.evaluations[i]
     copyto!(stage.u, u)
     A[i, first] != 0 && add!(stage.u, h * A[i, first], E[first].k)
     for j in earlier
         A[i, j] != 0 && add!(stage.u, h * A[i, j], E[j].k)
     end
-    linearize!(stage, s.p, t)
-    s.counts.rhs += 1
     return nothing
 end
 
@@ -143,16 +149,31 @@ function pull_stage!(s::Sweep{T}, i) where {T}
 end
 
 """And on, from the stage's state to the state before the step and to the slopes before it."""
-function pull_through!(s::Sweep{T}, i, h) where {T}
+function pull_through!(s::Sweep{T}, i, h, stages) where {T}
+    collect_slope!(s, i, h, stages)
     pull_stage!(s, i)
+    add!(s.before, one(T), s.evaluations[i].gz)
+    spread_stage!(s, i, h)
+    return nothing
+end
+
+"""To the slopes that a stage's state is made of, and to those that the new state is made of."""
+function spread_stage!(s::Sweep, i, h)
     gz, n = s.evaluations[i].gz, size(s.K, 1)
-    add!(s.before, one(T), gz)
     for j in 1:(i - 1)
         a = s.method.A[i, j]
         a != 0 && add_at!(s.K, (j - 1) * n, h * a, gz, 1)
     end
-    return nothing
 end
+
+function spread_state!(s::Sweep, h)
+    for i in eachindex(s.method.b)
+        s.method.b[i] != 0 && add_at!(s.K, (i - 1) * size(s.K, 1), h * s.method.b[i], s.after, 1)
+    end
+end
+
+"""What a slope gets of the stages after it, where it is collected for each slope and not spread by each stage."""
+collect_slope!(s::Sweep, i, h, stages) = nothing
 
 function add!(y::Vector{T}, a, x::Vector{T}) where {T}
     @inbounds @simd for i in eachindex(y, x)
@@ -167,13 +188,4 @@ function add_at!(y::Array{T}, after, a, X::AbstractVecOrMat, k) where {T}
     @inbounds @simd for i in 1:rows
         y[after + i] = muladd(T(a), X[i, k], y[after + i])
     end
-end
-
-# The same where entries cannot be had one by one.
-add!(y::AbstractVector{T}, a, x::AbstractVector{T}) where {T} = (y .= muladd.(a, x, y); nothing)
-
-function add_at!(y::AbstractArray{T}, after, a, X::AbstractVecOrMat, k) where {T}
-    part = view(vec(y), (after + 1):(after + size(X, 1)))
-    part .= muladd.(T(a), view(X, :, k), part)
-    return nothing
 end
