@@ -83,14 +83,7 @@ function pull_step!(s::Sweep{T}, u, v, t0, t1, reads, cotangents, next, final) w
         end
     end
     fill!(s.before, zero(T))
-    while inside(next)
-        weights!(s.w, method, (reads.times[next] - t0) / (t1 - t0))
-        add_at!(s.before, reads.after[next], true, cotangents, next)
-        for i in eachindex(s.w)
-            s.w[i] != 0 && add_at!(s.K, (i - 1) * size(s.K, 1) + reads.after[next], h * s.w[i], cotangents, next)
-        end
-        next -= 1
-    end
+    next = seed_inside!(s, reads, cotangents, next, inside, t0, t1)
     for i in Iterators.reverse(stages)
         i > method.last && pull_through!(s, i, h, stages)
     end
@@ -108,6 +101,22 @@ function pull_step!(s::Sweep{T}, u, v, t0, t1, reads, cotangents, next, final) w
     copyto!(s.after, s.before)
     # What was the beginning is the end of the step before.
     E[method.first], E[method.last] = E[method.last], E[method.first]
+    return next
+end
+
+"""Add the cotangents of what was read `inside` a step, through its dense output; the number of the outputs that remain."""
+seed_inside!(s::Sweep, reads, cotangents, next, inside, t0, t1) = seed_one_by_one!(s, reads, cotangents, next, inside, t0, t1)
+
+function seed_one_by_one!(s::Sweep{T}, reads, cotangents, next, inside::F, t0, t1) where {T, F}
+    h = T(t1 - t0)
+    while inside(next)
+        weights!(s.w, s.method, (reads.times[next] - t0) / (t1 - t0))
+        add_at!(s.before, reads.after[next], true, cotangents, next)
+        for i in eachindex(s.w)
+            s.w[i] != 0 && add_at!(s.K, (i - 1) * size(s.K, 1) + reads.after[next], h * s.w[i], cotangents, next)
+        end
+        next -= 1
+    end
     return next
 end
 

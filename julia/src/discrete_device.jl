@@ -36,3 +36,23 @@ function collect_slope!(s::DeviceSweep{T}, i, h, stages) where {T}
     isempty(weights) || combine!(view(s.K, :, i), view(s.K, :, i), Tuple(weights), Tuple(vectors))
     return nothing
 end
+
+"""Whole states that were read inside one step go back by a product of matrices, all at once."""
+function seed_inside!(s::DeviceSweep{T}, reads, cotangents, next, inside, t0, t1) where {T}
+    reads.whole || return seed_one_by_one!(s, reads, cotangents, next, inside, t0, t1)
+    rest = next
+    while inside(rest)
+        rest -= 1
+    end
+    rest == next && return next
+    outputs, stages = (rest + 1):next, length(s.w)
+    weights = ones(T, length(outputs), stages + 1)  # the last column is of the state itself
+    for (row, k) in enumerate(outputs)
+        weights!(s.w, s.method, (reads.times[k] - t0) / (t1 - t0))
+        weights[row, 1:stages] = T(t1 - t0) .* s.w
+    end
+    there, seeds = copyto!(similar(s.K, size(weights)...), weights), view(cotangents, :, outputs)
+    mul!(s.K, seeds, view(there, :, 1:stages), one(T), one(T))
+    mul!(s.before, seeds, view(there, :, stages + 1), one(T), one(T))
+    return rest
+end
