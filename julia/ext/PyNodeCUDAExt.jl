@@ -7,7 +7,7 @@ using PyNode: PyNode
 PyNode.ensemble_backend(::Val{:cuda}) = CUDABackend()
 
 function PyNode.device_backend(::Val{:cuda}, ordinal)
-    CUDA.functional(true)  # throws, and says why, where it is not
+    CUDA.functional() || throw(ArgumentError("CUDA.jl finds no GPU that it can use: in Julia, CUDA.functional(true) says why"))
     ordinal < CUDA.ndevices() || throw(ArgumentError("there is no cuda:$ordinal; there are $(CUDA.ndevices()) GPUs"))
     CUDA.device!(ordinal)
     return CUDABackend()
