@@ -25,7 +25,7 @@ using SciMLBase: SciMLBase, FullSpecialize, ODEFunction, ODEProblem, ReturnCode,
 using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, QuadratureAdjoint,
     ZygoteVJP, adjoint_sensitivities
 
-export AbstractField, CallbackField, JuliaField, ProgramField, ensemble, ensemble_solvers, forward,
+export AbstractField, CallbackField, DeviceField, JuliaField, ProgramField, ensemble, ensemble_solvers, forward,
     forward_sensitivities, gradient, load_field,
     sensitivities, solvers
 
@@ -38,6 +38,7 @@ include("check.jl")
 include("fields.jl")
 include("evaluations.jl")
 include("program_field.jl")
+include("device.jl")
 include("callback_field.jl")
 include("files.jl")
 include("solvers.jl")
@@ -45,6 +46,7 @@ include("reads.jl")
 include("forward.jl")
 include("method.jl")
 include("discrete.jl")
+include("discrete_device.jl")
 include("adjoint.jl")
 include("forward_sensitivity.jl")
 include("written_out.jl")

@@ -49,6 +49,7 @@ function through_steps(fwd::Forward{T}, cotangents) where {T}
 end
 
 function by_adjoint(fwd::Forward{T}, cotangents, sensitivity, solver; rtol, atol, checkpointing, max_steps, dt, adaptive, controller) where {T}
+    check_solver(fwd.field, solver)
     alg = solver === nothing ? adjoint_algorithm(fwd.sol.alg) : solver_info(solver).make()
     # The Jacobians of these two are of state and parameters together; the pattern in `alg` is of the state alone.
     implicit = fwd.sol.prob.f.jac_prototype !== nothing && (solver === nothing || solver_info(solver).stiff)
@@ -113,12 +114,7 @@ function (seed::Seed)(out, u, p, t, i)
     foreach(k -> add_output!(out, seed.reads, seed.cotangents, k), seed.outputs[i])
 end
 
-function add_output!(out, reads, cotangents, k)
-    after = reads.after[k]
-    @inbounds for i in axes(cotangents, 1)
-        out[after + i] += cotangents[i, k]
-    end
-end
+add_output!(out, reads, cotangents, k) = add_at!(out, reads.after[k], true, cotangents, k)
 
 add_first!(out, reads, cotangents) =
     foreach(k -> reads.times[k] == reads.start && add_output!(out, reads, cotangents, k), eachindex(reads.times))

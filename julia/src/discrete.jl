@@ -4,14 +4,14 @@
 # steps are pulled back through the dense output that they were read from.
 
 """What a sweep backwards works with; see `discrete_adjoint`."""
-struct Sweep{T, E}
+struct Sweep{T, E, V <: AbstractVector{T}, M <: AbstractMatrix{T}}
     method::Method{T}
     evaluations::Vector{E}  # one for each stage
-    p::Vector{T}
-    K::Matrix{T}            # cotangents of the slopes
-    after::Vector{T}        # cotangent of the state after the step
-    before::Vector{T}       # and before it
-    of_p::Vector{T}
+    p::V
+    K::M                    # cotangents of the slopes
+    after::V                # cotangent of the state after the step
+    before::V               # and before it
+    of_p::V
     w::Vector{T}
     counts::Counts
 end
@@ -22,13 +22,13 @@ end
 From the states `us` at the ends of steps `ts` and the cotangents of what was read: dL/du0 and dL/dp.
 """
 function discrete_adjoint(
-        field::AbstractField, method::Method{T}, ts::Vector{Float64}, us::Vector{Vector{T}}, p::Vector{T},
+        field::AbstractField, method::Method{T}, ts::Vector{Float64}, us::Vector{V}, p::V,
         reads::Reads, cotangents::AbstractMatrix{T}, counts::Counts,
-    ) where {T}
+    ) where {T, V <: AbstractVector{T}}
     n, stages = length(us[1]), length(method.b)
     s = Sweep(
-        method, evaluations!(field, stages, n, length(p), T), p, zeros(T, n, stages), zeros(T, n), zeros(T, n),
-        zeros(T, length(p)), zeros(T, stages), counts,
+        method, evaluations!(field, stages, p, n), p, zeros_like(p, n, stages), zeros_like(p, n), zeros_like(p, n),
+        zeros_like(p, length(p)), zeros(T, stages), counts,
     )
     return sweep!(s, ts, us, reads, cotangents)
 end
@@ -83,36 +83,45 @@ function pull_step!(s::Sweep{T}, u, v, t0, t1, reads, cotangents, next, final) w
         end
     end
     fill!(s.before, zero(T))
-    while inside(next)
-        weights!(s.w, method, (reads.times[next] - t0) / (t1 - t0))
-        add_at!(s.before, reads.after[next], true, cotangents, next)
-        for i in eachindex(s.w)
-            s.w[i] != 0 && add_at!(s.K, (i - 1) * size(s.K, 1) + reads.after[next], h * s.w[i], cotangents, next)
-        end
-        next -= 1
-    end
+    next = seed_inside!(s, reads, cotangents, next, inside, t0, t1)
     for i in Iterators.reverse(stages)
-        i > method.last && pull_through!(s, i, h)
+        i > method.last && pull_through!(s, i, h, stages)
     end
     if dense || !final
+        collect_slope!(s, method.last, h, stages)
         pull_stage!(s, method.last)
         add!(s.after, one(T), E[method.last].gz)
     end
     add!(s.before, one(T), s.after)
-    for i in eachindex(method.b)
-        method.b[i] != 0 && add_at!(s.K, (i - 1) * size(s.K, 1), h * method.b[i], s.after, 1)
-    end
+    spread_state!(s, h)
     for i in Iterators.reverse(stages)
-        i < method.last && pull_through!(s, i, h)
+        i < method.last && pull_through!(s, i, h, stages)
     end
+    collect_slope!(s, method.first, h, stages)
     copyto!(s.after, s.before)
     # What was the beginning is the end of the step before.
     E[method.first], E[method.last] = E[method.last], E[method.first]
     return next
 end
 
+"""Add the cotangents of what was read `inside` a step, through its dense output; the number of the outputs that remain."""
+seed_inside!(s::Sweep, reads, cotangents, next, inside, t0, t1) = seed_one_by_one!(s, reads, cotangents, next, inside, t0, t1)
+
+function seed_one_by_one!(s::Sweep{T}, reads, cotangents, next, inside::F, t0, t1) where {T, F}
+    h = T(t1 - t0)
+    while inside(next)
+        weights!(s.w, s.method, (reads.times[next] - t0) / (t1 - t0))
+        add_at!(s.before, reads.after[next], true, cotangents, next)
+        for i in eachindex(s.w)
+            s.w[i] != 0 && add_at!(s.K, (i - 1) * size(s.K, 1) + reads.after[next], h * s.w[i], cotangents, next)
+        end
+        next -= 1
+    end
+    return next
+end
+
 """Zero but for one column, which is moved."""
-function keep_column!(K::Matrix{T}, to, from) where {T}
+function keep_column!(K::AbstractMatrix{T}, to, from) where {T}
     for j in axes(K, 2)
         j == from || fill!(view(K, :, j), zero(T))
     end
@@ -122,14 +131,20 @@ end
 
 """The slope of a stage, ready to be pulled back; `earlier` are the stages before it beside the first."""
 function evaluate!(s::Sweep{T}, i, u, h, t, earlier) where {T}
+    stage = s.evaluations[i]
+    stage_state!(s, i, u, h, earlier)
+    linearize!(stage, s.p, t)
+    s.counts.rhs += 1
+    return nothing
+end
+
+function stage_state!(s::Sweep, i, u, h, earlier)
     A, E, first, stage = s.method.A, s.evaluations, s.method.first, s.evaluations[i]
     copyto!(stage.u, u)
     A[i, first] != 0 && add!(stage.u, h * A[i, first], E[first].k)
     for j in earlier
         A[i, j] != 0 && add!(stage.u, h * A[i, j], E[j].k)
     end
-    linearize!(stage, s.p, t)
-    s.counts.rhs += 1
     return nothing
 end
 
@@ -143,16 +158,31 @@ function pull_stage!(s::Sweep{T}, i) where {T}
 end
 
 """And on, from the stage's state to the state before the step and to the slopes before it."""
-function pull_through!(s::Sweep{T}, i, h) where {T}
+function pull_through!(s::Sweep{T}, i, h, stages) where {T}
+    collect_slope!(s, i, h, stages)
     pull_stage!(s, i)
+    add!(s.before, one(T), s.evaluations[i].gz)
+    spread_stage!(s, i, h)
+    return nothing
+end
+
+"""To the slopes that a stage's state is made of, and to those that the new state is made of."""
+function spread_stage!(s::Sweep, i, h)
     gz, n = s.evaluations[i].gz, size(s.K, 1)
-    add!(s.before, one(T), gz)
     for j in 1:(i - 1)
         a = s.method.A[i, j]
         a != 0 && add_at!(s.K, (j - 1) * n, h * a, gz, 1)
     end
-    return nothing
 end
+
+function spread_state!(s::Sweep, h)
+    for i in eachindex(s.method.b)
+        s.method.b[i] != 0 && add_at!(s.K, (i - 1) * size(s.K, 1), h * s.method.b[i], s.after, 1)
+    end
+end
+
+"""What a slope gets of the stages after it, where it is collected for each slope and not spread by each stage."""
+collect_slope!(s::Sweep, i, h, stages) = nothing
 
 function add!(y::Vector{T}, a, x::Vector{T}) where {T}
     @inbounds @simd for i in eachindex(y, x)
@@ -161,7 +191,7 @@ function add!(y::Vector{T}, a, x::Vector{T}) where {T}
 end
 
 """y[after + i] += a·X[i, k]."""
-function add_at!(y::Array{T}, after, a, X::AbstractVecOrMat{T}, k) where {T}
+function add_at!(y::Array{T}, after, a, X::AbstractVecOrMat, k) where {T}
     rows = size(X, 1)
     checkbounds(y, after + rows)
     @inbounds @simd for i in 1:rows

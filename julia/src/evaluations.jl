@@ -4,20 +4,22 @@
 #     pull!(e, λ, p)        e.gz = (∂f/∂u)ᵀ λ, e.gp = (∂f/∂p)ᵀ λ there
 
 """Of any field: by its two products."""
-mutable struct Evaluation{T, F <: AbstractField}
+mutable struct Evaluation{V, F <: AbstractField}
     field::F
-    u::Vector{T}
-    k::Vector{T}
-    gz::Vector{T}
-    gp::Vector{T}
+    u::V
+    k::V
+    gz::V
+    gp::V
     t::Float64
 end
 
-"""As many evaluations of states of n entries, with m parameters, as there are stages."""
-evaluations!(field::AbstractField, stages, n, m, T) = plain_evaluations(field, stages, n, m, T)
+"""As many evaluations of states of n entries, with parameters like `p`, as there are stages."""
+evaluations!(field::AbstractField, stages, p, n) = plain_evaluations(field, stages, p, n)
 
-plain_evaluations(field, stages, n, m, ::Type{T}) where {T} =
-    [Evaluation(field, zeros(T, n), zeros(T, n), zeros(T, n), zeros(T, m), 0.0) for _ in 1:stages]
+plain_evaluations(field, stages, p, n) =
+    [Evaluation(field, zeros_like(p, n), zeros_like(p, n), zeros_like(p, n), zeros_like(p, length(p)), 0.0) for _ in 1:stages]
+
+zeros_like(x::AbstractArray{T}, dims...) where {T} = fill!(similar(x, dims), zero(T))
 
 function linearize!(e::Evaluation, p, t)
     e.t = t
@@ -34,13 +36,13 @@ end
 Of a lowered field: its program `pullback` up to where the cotangent is first read, and from there on. What
 lies between is kept in memory of the evaluation's own.
 """
-struct ProgramEvaluation{T}
-    program::Program{T}
+struct ProgramEvaluation{P, V}
+    program::P
     split::Int
-    u::Vector{T}
-    k::Vector{T}
-    gz::Vector{T}
-    gp::Vector{T}
+    u::V
+    k::V
+    gz::V
+    gp::V
 end
 
 function linearize!(e::ProgramEvaluation, p, t)
@@ -48,6 +50,6 @@ function linearize!(e::ProgramEvaluation, p, t)
     run!(e.program, (e.k, e.gz, e.gp), e.u, t, p, e.u, 1, e.split - 1)
 end
 
-function pull!(e::ProgramEvaluation{T}, λ, p) where {T}
-    run!(e.program, (e.k, e.gz, e.gp), e.u, e.program.time[1], p, λ, e.split, length(e.program.code))
+function pull!(e::ProgramEvaluation, λ, p)
+    run!(e.program, (e.k, e.gz, e.gp), e.u, time_of(e.program), p, λ, e.split)
 end

@@ -16,8 +16,8 @@ What a forward solve leaves.
 - `retcode`: `"success"`, `"max_steps"`, `"dt_underflow"` or `"non_finite"`;
 - `t`: the time that was reached.
 """
-struct Forward{T, S, F}
-    zs::Matrix{T}
+struct Forward{T, M <: AbstractMatrix{T}, S, F}
+    zs::M
     reads::Reads
     sol::S
     field::F
@@ -77,6 +77,7 @@ end
 """An integrator at the beginning of a span, and the counts of what it evaluates."""
 function start(field::AbstractField, u0::AbstractVector{T}, p, span; solver, options...) where {T}
     info = solver_info(solver)
+    check_solver(field, solver)
     f, counts = odefunction(field, length(u0), T, info.stiff)
     return init(ODEProblem(f, u0, span, p), info.make(); solve_keywords(info, span; solver, options...)...), counts
 end

@@ -48,6 +48,9 @@ function run!(program::Program{T}, outputs::Tuple, z, t, p, λ, from::Int = 1, t
     return nothing
 end
 
+"""The time that the program was run for last."""
+time_of(program::Program) = program.time[1]
+
 @inline function check_sizes(program::Program, outputs, z, p, λ)
     s = program.sizes
     fits = length(z) == s[3] && (s[5] == 0 || length(p) == s[5]) && (s[6] == 0 || length(λ) == s[6]) &&

@@ -7,7 +7,7 @@ solves are known by numbers.
 """
 module Memory
 
-using ..PyNode: PyNode, AbstractField, CallbackField, Forward, JuliaField, Reads, ensemble, forward, gradient, parse_field
+using ..PyNode: PyNode, AbstractField, CallbackField, DeviceField, Forward, JuliaField, Reads, enter, ensemble, forward, gradient, parse_field, settle
 
 const FIELDS = Dict{Int, AbstractField}()
 const LAST = Ref(0)
@@ -35,6 +35,15 @@ function open_callback(float32::Bool, f, vjp_z, vjp_p)
     return LAST[]
 end
 
+"""
+Keep a lowered field on a device, see [`DeviceField`](@ref): `"cuda:0"`, or `"kernels"`. Addresses of states,
+parameters, outputs and cotangents are there then; those of times and of the blocks never.
+"""
+function open_program_on(text::AbstractString, place::AbstractString)
+    FIELDS[next_number()] = DeviceField(parse_field(text), PyNode.backend_of(place))
+    return LAST[]
+end
+
 close_field(id::Integer) = (delete!(FIELDS, id); nothing)
 close_solve(id::Integer) = (delete!(SOLVES, id); nothing)
 
@@ -42,7 +51,7 @@ close_solve(id::Integer) = (delete!(SOLVES, id); nothing)
 pieces(i) = array(Int64, i[PARAMETERS], 2, i[PIECES])
 
 """The parameter vector, copied: the caller may change its memory before the gradient."""
-function gathered(::Type{T}, i) where {T}
+function gathered(::AbstractField, ::Type{T}, i) where {T}
     places = pieces(i)
     p, at = Vector{T}(undef, sum(view(places, 2, :); init = 0)), 1
     for (address, n) in eachcol(places)
@@ -53,7 +62,7 @@ function gathered(::Type{T}, i) where {T}
 end
 
 """The gradient of the parameters to where its pieces belong."""
-function scatter!(i, p::Vector{T}) where {T}
+function scatter!(::AbstractField, i, p::AbstractVector{T}) where {T}
     at = 1
     for (address, n) in eachcol(pieces(i))
         GC.@preserve p unsafe_copyto!(Ptr{T}(address % UInt), pointer(p, at), n)
@@ -62,6 +71,9 @@ function scatter!(i, p::Vector{T}) where {T}
 end
 
 array(::Type{T}, address::Integer, dims...) where {T} = unsafe_wrap(Array, Ptr{T}(address % UInt), dims)
+
+"""An array where the field's states are."""
+array(::AbstractField, ::Type{T}, address::Integer, dims...) where {T} = array(T, address, dims...)
 number(x) = isnan(x) ? nothing : x
 
 # Places in the block of Int64, as the caller counts them plus one.
@@ -118,16 +130,18 @@ end
 
 # The solver keeps u0 for the gradient, as it does p: copies.
 function solve_joint(::Type{T}, field, solver, i, x) where {T}
-    p = gathered(T, i)
-    found = solve_one(field, copy(array(T, i[Z0], i[N])), p, reads_of(i, x), solver, i, x)
-    copyto!(array(T, i[ZS], i[WIDTH], i[TIMES]), found.zs)
+    enter(field)
+    p = gathered(field, T, i)
+    found = solve_one(field, copy(array(field, T, i[Z0], i[N])), p, reads_of(i, x), solver, i, x)
+    copyto!(array(field, T, i[ZS], i[WIDTH], i[TIMES]), found.zs)
+    settle(field)
     count!(i, (found,))
     x[5] = found.t
     return found.retcode, keep(found, i), -1
 end
 
 function solve_each(::Type{T}, field, solver, i, x) where {T}
-    p, u0s = gathered(T, i), copy(array(T, i[Z0], i[N], i[SAMPLES]))
+    p, u0s = gathered(field, T, i), copy(array(T, i[Z0], i[N], i[SAMPLES]))
     zs = array(T, i[ZS], i[WIDTH], i[TIMES])
     reads, own = own_reads(reads_of(i, x), i[N], i[SAMPLES])
     found = on_threads(i[SAMPLES], field) do mine, b
@@ -208,9 +222,12 @@ function gradient_one(kept, seeds, sensitivity, solver, i, x)
 end
 
 function gradient_of(kept::Forward{T}, sensitivity, solver, i, x) where {T}
-    found = gradient_one(kept, array(T, i[COTANGENTS], i[WIDTH], i[TIMES]), sensitivity, solver, i, x)
-    copyto!(array(T, i[GRAD_Z0], i[N]), found.u0)
-    scatter!(i, found.p)
+    field = kept.field
+    enter(field)
+    found = gradient_one(kept, array(field, T, i[COTANGENTS], i[WIDTH], i[TIMES]), sensitivity, solver, i, x)
+    copyto!(array(field, T, i[GRAD_Z0], i[N]), found.u0)
+    scatter!(field, i, found.p)
+    settle(field)
 end
 
 function gradient_of(kept::Each{<:Forward{T}}, sensitivity, solver, i, x) where {T}
@@ -221,7 +238,7 @@ function gradient_of(kept::Each{<:Forward{T}}, sensitivity, solver, i, x) where 
         of_z0[:, b] = found.u0
         found.p
     end
-    scatter!(i, sum(of_p))
+    scatter!(kept.solves[1].field, i, sum(of_p))
 end
 
 """
@@ -249,9 +266,11 @@ function evaluate!(id::Integer, count::Integer, times::Integer, out::Integer)
 end
 
 function evaluate_as(kept::Forward{T}, count, times, out) where {T}
+    enter(kept.field)
     ts = array(Float64, times, count)
-    zs = array(T, out, length(kept.sol.prob.u0), count)
+    zs = array(kept.field, T, out, length(kept.sol.prob.u0), count)
     foreach(j -> kept.sol(view(zs, :, j), ts[j]), 1:count)
+    settle(kept.field)
     return nothing
 end
 
@@ -266,5 +285,7 @@ end
 
 """`f` is called about every 0.2 s during a solve and may throw to end it; `nothing` for none."""
 on_tick(f) = (PyNode.ON_TICK[] = f; nothing)
+
+include("device_memory.jl")
 
 end

@@ -1,3 +1,6 @@
+"""A field that was lowered from torch, wherever its memory lies."""
+abstract type LoweredField{T} <: AbstractField end
+
 """
 A field that was lowered from torch: programs for f, its vector-Jacobian products, its Jacobian and
 its time derivative, or value and products in one (`pullback`), for `rows` samples of `width` entries each. Two tasks need two copies.
@@ -5,7 +8,7 @@ its time derivative, or value and products in one (`pullback`), for `rows` sampl
 All networks are of this one type, so a new one needs no compilation. (It is mutable so that it is one
 reference: SciML copies the functions that it is handed, and all that lies in them, at every evaluation.)
 """
-mutable struct ProgramField{T} <: AbstractField
+mutable struct ProgramField{T} <: LoweredField{T}
     programs::Dict{String, Program{T}}
     f::Program{T}
     vjp_z::Program{T}
@@ -14,7 +17,7 @@ mutable struct ProgramField{T} <: AbstractField
     tgrad::Program{T}
     pullback::Program{T}
     split::Int  # where the products begin in it, 0 if there is none
-    evaluations::Vector{ProgramEvaluation{T}}
+    evaluations::Vector{ProgramEvaluation{Program{T}, Vector{T}}}
     rows::Int
     width::Int
     autonomous::Bool
@@ -31,7 +34,7 @@ function ProgramField{T}(programs::Dict, rows::Int, width::Int, autonomous::Bool
     split = haskey(programs, "pullback") ? split_of(pullback) : 0
     return ProgramField{T}(
         programs, programs["f"], map(get_or_empty, ("vjp_z", "vjp_p", "jac", "tgrad"))..., pullback, split,
-        ProgramEvaluation{T}[], rows, width, autonomous, blocks, T[],
+        ProgramEvaluation{Program{T}, Vector{T}}[], rows, width, autonomous, blocks, T[],
     )
 end
 
@@ -54,11 +57,11 @@ function split_of(program::Program)
     return split
 end
 
-function evaluations!(field::ProgramField{T}, stages, n, m, ::Type{T}) where {T}
-    field.split == 0 && return plain_evaluations(field, stages, n, m, T)
+function evaluations!(field::LoweredField{T}, stages, p::AbstractVector{T}, n) where {T}
+    field.split == 0 && return plain_evaluations(field, stages, p, n)
     while length(field.evaluations) < stages
-        own = copy(field.pullback)
-        push!(field.evaluations, ProgramEvaluation{T}(own, field.split, zeros(T, n), zeros(T, n), zeros(T, n), zeros(T, m)))
+        vectors = (zeros_like(p, n), zeros_like(p, n), zeros_like(p, n), zeros_like(p, length(p)))
+        push!(field.evaluations, ProgramEvaluation(copy(field.pullback), field.split, vectors...))
     end
     return field.evaluations[1:stages]
 end
@@ -69,17 +72,17 @@ dense(x::AbstractVector, ::Type{T}) where {T} = convert(Vector{T}, x)
 dense(x::AbstractArray, ::Type{T}) where {T} = dense(vec(x), T)
 
 """Run a program into `out`, by way of a copy where `out` is not plain memory."""
-function into!(program, out, ::Type{T}, z, t, p, λ) where {T}
+function into!(program::Program, out, ::Type{T}, z, t, p, λ) where {T}
     target = dense(out, T)
-    run!(program, (target,), dense(z, T), t, dense(p, T), λ)
+    run!(program, (target,), dense(z, T), t, dense(p, T), dense(λ, T))
     target === out || Base.mightalias(target, out) || copyto!(out, target)
     return nothing
 end
 
-rhs!(du, field::ProgramField{T}, u, p, t) where {T} = (tick(); into!(field.f, du, T, u, t, p, field.none))
-vjp!(out, field::ProgramField{T}, λ, u, p, t) where {T} = (tick(); into!(field.vjp_z, out, T, u, t, p, dense(λ, T)))
-vjp_p!(out, field::ProgramField{T}, λ, u, p, t) where {T} = into!(field.vjp_p, out, T, u, t, p, dense(λ, T))
-tgrad!(out, field::ProgramField{T}, u, p, t) where {T} = into!(field.tgrad, out, T, u, t, p, field.none)
+rhs!(du, field::LoweredField{T}, u, p, t) where {T} = (tick(); into!(field.f, du, T, u, t, p, field.none))
+vjp!(out, field::LoweredField{T}, λ, u, p, t) where {T} = (tick(); into!(field.vjp_z, out, T, u, t, p, λ))
+vjp_p!(out, field::LoweredField{T}, λ, u, p, t) where {T} = into!(field.vjp_p, out, T, u, t, p, λ)
+tgrad!(out, field::LoweredField{T}, u, p, t) where {T} = into!(field.tgrad, out, T, u, t, p, field.none)
 
 function jac!(J, field::ProgramField{T}, u, p, t) where {T}
     run!(field.jac, (field.blocks,), dense(u, T), t, dense(p, T), field.none)

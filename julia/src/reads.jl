@@ -29,9 +29,11 @@ function check_times(ts)
     return times
 end
 
+unread(reads::Reads, u0::AbstractVector{T}) where {T} = fill!(similar(u0, reads.width, length(reads.times)), T(NaN))
+
 """What was to be read, by a solution's dense output, NaN where the solve did not get."""
 function read_off(sol, reads::Reads, u0::AbstractVector{T}) where {T}
-    zs, reached = fill(T(NaN), reads.width, length(reads.times)), sol.t[end]
+    zs, reached = unread(reads, u0), sol.t[end]
     for (k, t) in enumerate(reads.times)
         here = view(zs, :, k)
         if t == reads.start
@@ -48,7 +50,7 @@ What is read of each step while it is made, NaN where the solve does not get. (S
 looks at each time alone and makes vectors of it, which takes as long as the steps.)
 """
 function read_on_the_way(integrator, reads::Reads, u0::AbstractVector{T}) where {T}
-    zs, next = fill(T(NaN), reads.width, length(reads.times)), 1
+    zs, next = unread(reads, u0), 1
     while next <= length(reads.times) && reads.times[next] == reads.start
         zs[:, next] = view(u0, places(reads, next))
         next += 1

@@ -73,9 +73,9 @@ end
 @testset "pullbacks in two parts" begin
     for name in ("mlp_batch.json", "layer_norm.json", "cnf.json", "attention.json", "robertson.json")
         field, z, p, λ = mlp(name)
-        e, other = PyNode.evaluations!(field, 2, length(z), length(p), eltype(z))
+        e, other = PyNode.evaluations!(field, 2, p, length(z))
         @test e isa PyNode.ProgramEvaluation
-        plain = only(PyNode.plain_evaluations(field, 1, length(z), length(p), eltype(z)))
+        plain = only(PyNode.plain_evaluations(field, 1, p, length(z)))
         foreach(x -> copyto!(x.u, z), (e, plain))
         copyto!(other.u, -z)
         foreach(x -> PyNode.linearize!(x, p, 0.3), (e, other, plain))

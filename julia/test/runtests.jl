@@ -26,8 +26,8 @@ end
 
 # In one set, so that a failure does not end the run; test_args name some of the files.
 @testset "PyNode" begin
-    for name in ("solves", "programs", "discrete", "runs")
-        isempty(ARGS) || name in ARGS || name == "programs" && !isdisjoint(("discrete", "runs"), ARGS) || continue
+    for name in ("solves", "programs", "discrete", "runs", "device")
+        isempty(ARGS) || name in ARGS || name == "programs" && !isdisjoint(("discrete", "runs", "device"), ARGS) || continue
         include("$name.jl")
     end
 end

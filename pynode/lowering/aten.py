@@ -115,6 +115,7 @@ class Translation:
         self._check_dtype(name)
         if name not in OPERATIONS:
             raise Unsupported(name)
+        args, kwargs = _on_cpu((args, kwargs))
         return OPERATIONS[name](self, *args, **kwargs)
 
     def _check_dtype(self, name: str) -> None:
@@ -126,6 +127,13 @@ class Translation:
                 raise Unsupported(name, "it makes complex numbers")
             if part.dtype.is_floating_point and part.dtype != self.dtype:
                 raise Unsupported(name, f"it computes in {part.dtype}, the state is {self.dtype}")
+
+
+def _on_cpu(x: Any) -> Any:
+    """With constant tensors where programs are made, wherever the field lies."""
+    return torch.utils._pytree.tree_map(
+        lambda y: y.cpu() if isinstance(y, Tensor) else y, x, is_leaf=lambda y: isinstance(y, View)
+    )
 
 
 def _leaves(x: Any) -> list[Any]:

@@ -104,7 +104,7 @@ class Unchanged:
 
 
 def same(tensor: Tensor, copy: Tensor) -> bool:
-    """Equal in shape and value, NaN being equal to NaN."""
-    if tensor.shape != copy.shape:
+    """Equal in shape, device and value, NaN being equal to NaN."""
+    if tensor.shape != copy.shape or tensor.device != copy.device:
         return False
     return torch.equal(tensor, copy) or torch.allclose(tensor, copy, 0, 0, equal_nan=True)

@@ -70,6 +70,10 @@ class Bridge:
         with self._call():
             return int(self._memory.open_program(text))
 
+    def open_program_on(self, text: str, place: str) -> int:
+        with self._call():
+            return int(self._memory.open_program_on(text, place))
+
     def open_source(self, text: str) -> int:
         with self._call():
             return int(self._memory.open_source(text))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pynode import catalogue
 from pynode.dense import DenseOutput
-from pynode.engines.julia import calls
+from pynode.engines.julia import calls, places
 from pynode.engines.julia.calls import Block, bridge
 from pynode.engines.julia.fields import (
     JuliaFlatField,
@@ -72,6 +72,7 @@ class KeptSolve:
     each: int
     size: int
     dtype: torch.dtype
+    device: torch.device
     t0: float
     t1: float
 
@@ -80,7 +81,8 @@ class KeptSolve:
 
     def at(self, t: float) -> Tensor:
         """The state (N,) at a time inside."""
-        out = torch.empty(self.size, dtype=self.dtype)
+        out = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        places.hand_over(out)
         bridge().evaluate(self.number, np.array([t]), out)
         return out
 
@@ -106,7 +108,7 @@ class Forward:
 
 
 class JuliaEngine:
-    """Solves and differentiates in Julia, on the CPU."""
+    """Solves and differentiates in Julia, where the state lies."""
 
     name = "julia"
 
@@ -162,12 +164,13 @@ class JuliaEngine:
         reads = form.reads
         found = z0.new_empty(len(reads.times), reads.width)
         block = Block(form.block)
-        ints, p = block.ints, remote.pieces(tensors, z0.dtype)
+        ints, p = block.ints, remote.pieces(tensors, z0)
         ints[calls.Z0], ints[calls.ZS] = z0.data_ptr(), found.data_ptr()
         ints[calls.PIECES], ints[calls.PARAMETERS] = len(tensors), p.address
         if record:
             states_only = options.sensitivity == "discrete" and not options.dense
             ints[calls.KEEP] = 1 if states_only else 2
+        places.hand_over(z0)
         code, number, sample = bridge().solve(remote.number, options.solver, block)
         stats = field.stats
         stats.nfe += ints[calls.NFE]
@@ -178,8 +181,9 @@ class JuliaEngine:
         kept = None
         if number:
             kept = KeptSolve(
-                number, remote, tensors, reads, form.each, size, z0.dtype, times.start, t
-            )
+                number, remote, tensors, reads, form.each, size, z0.dtype, z0.device,
+                times.start, t,
+            )  # fmt: skip
         zs = reads.outputs(found, size)
         if retcode is Retcode.SUCCESS:
             return Forward(zs, t, retcode, kept)
@@ -228,6 +232,7 @@ class JuliaEngine:
         ints[calls.COTANGENTS] = seeds.data_ptr()
         ints[calls.GRAD_Z0] = of_z0.data_ptr()
         solver = None if back.solver == options.solver else back.solver
+        places.hand_over(seeds)
         bridge().gradient(kept.number, options.sensitivity, solver, block)
         field.stats.nfe_backward += block.ints[calls.NFE]
         field.stats.vjp += block.ints[calls.ACCEPTED]
@@ -238,8 +243,6 @@ class JuliaEngine:
 
     def _check(self, options: SolveOptions, z0: Tensor) -> tuple[bool, tuple[str, ...]]:
         """Whether the solver is a stiff one, and the programs that are needed."""
-        if z0.device.type != "cpu":
-            raise InputError(f"engine='julia' solves on the CPU, but the state lies on {z0.device}")
         if z0.dtype not in (torch.float32, torch.float64):
             raise InputError(f"engine='julia' is for float32 and float64 states, not {z0.dtype}")
         last = self._checked
@@ -261,11 +264,14 @@ class JuliaEngine:
         if field.remote is not None:
             return field.remote
         stiff, names = self._check(options, z0)
+        place = places.place_of(z0.device)
+        if place != places.CPU:
+            places.check(options, isinstance(field.fn, JuliaField))
         rows = problem.layout.rows or 1
         alone = stiff or options.step_control == "per_sample" or isinstance(field.fn, JuliaField)
         each = alone and rows > 1 and options.lowering == "program"
         field.remote = self._fields.get(
-            field, z0, problem.times.start, options.lowering, names, each
+            field, z0, problem.times.start, options.lowering, names, each, place
         )
         return field.remote
 

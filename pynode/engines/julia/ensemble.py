@@ -71,7 +71,7 @@ def ensemble(
         [shared.expand(count, -1), *(x.detach().reshape(count, -1).to(z0.dtype) for x in leaves)],
         dim=1,
     ).contiguous()
-    zs = _run(remote, problem, options, backend, z0, p)
+    zs = _run(remote, problem, options, backend, z0.cpu(), p.cpu())  # Julia copies them itself
     return _solution(problem, options, zs)
 
 
@@ -124,7 +124,7 @@ def _run(
     z0: Tensor,
     p: Tensor,
 ) -> Tensor:
-    """The states (T, B·N)."""
+    """The states (T, B·N), on the CPU as ``z0`` and ``p`` are."""
     runtime.load(*PACKAGES[backend])
     times, layout = problem.times, problem.layout
     values = [float(x) for x in times.values]
@@ -164,11 +164,11 @@ def _solution(problem: ODEProblem, options: SolveOptions, zs: Tensor) -> Solutio
     }
     retcodes = [Retcode.NON_FINITE if b in messages else Retcode.SUCCESS for b in range(count)]
     none = torch.zeros(count, dtype=torch.int64)
-    ts = problem.times.t.detach().to(torch.float64)
+    ts = problem.times.t.detach().to("cpu", torch.float64)
     reached = torch.where(outputs > 0, ts[(outputs - 1).clamp_min(0)], problem.times.start)
     solution = Solution(
         ts=problem.times.given,
-        zs=layout.restore(zs),
+        zs=layout.restore(zs.to(layout.device)),
         stats=Statistics(),
         retcode=Retcode.NON_FINITE if messages else Retcode.SUCCESS,
         message="; ".join(list(messages.values())[:3]),

@@ -8,6 +8,7 @@ import json
 import warnings
 import weakref
 from array import array
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pynode.engines.julia import places
 from pynode.engines.julia.calls import bridge
 from pynode.engines.julia.julia_field import JuliaField
 from pynode.engines.torch.adjoints.vjp import VJP
@@ -52,11 +54,16 @@ class RemoteField:
         if self.close:
             weakref.finalize(self, bridge().forget_field, self.number)
 
-    def pieces(self, tensors: list[Tensor], dtype: torch.dtype) -> Pieces:
-        """What :meth:`tensors` gave as a parameter vector; the last one if nothing has moved."""
+    def pieces(self, tensors: list[Tensor], z0: Tensor) -> Pieces:
+        """What :meth:`tensors` gave as a parameter vector; the last one if nothing has moved.
+
+        Raises:
+            InputError: one does not lie where the state does.
+        """
         last = self._pieces
         if last is None or not last.are(tensors):
-            last = self._pieces = Pieces(tensors, dtype)
+            places.check_together(tensors, z0.device)
+            last = self._pieces = Pieces(tensors, z0.dtype)
         return last
 
     def tensors(self, args: Any) -> list[Tensor]:
@@ -123,14 +130,21 @@ class RemoteFields:
     """Fields on Julia's side, each sent there once (what is lowered, ``lower`` keeps)."""
 
     def __init__(self) -> None:
-        self._programs: weakref.WeakKeyDictionary[Any, RemoteField]
-        self._programs = weakref.WeakKeyDictionary()
+        self._programs: dict[str, weakref.WeakKeyDictionary[Any, RemoteField]]  # of each place
+        self._programs = defaultdict(weakref.WeakKeyDictionary)
         self._sources: weakref.WeakKeyDictionary[Any, RemoteField]
         self._sources = weakref.WeakKeyDictionary()
         self._last: weakref.WeakKeyDictionary[Any, Last] = weakref.WeakKeyDictionary()
 
     def get(
-        self, field: FlatField, z0: Tensor, t0: float, way: str, names: tuple[str, ...], each: bool
+        self,
+        field: FlatField,
+        z0: Tensor,
+        t0: float,
+        way: str,
+        names: tuple[str, ...],
+        each: bool,
+        place: str = places.CPU,
     ) -> RemoteField:
         """The field on Julia's side.
 
@@ -139,6 +153,7 @@ class RemoteFields:
             way: ``"program"`` or ``"callback"``.
             names: of the programs that are needed.
             each: of one sample; ``z0`` is the state of all.
+            place: where Julia is to keep it; a lowered one only may be elsewhere than on the CPU.
 
         Raises:
             LoweringError: the field cannot be lowered.
@@ -151,21 +166,27 @@ class RemoteFields:
             return replace(self._sources[field.fn], each=each, close=False)
         if way == "callback":
             return _open_callback(field, z0, t0)
-        return self._lowered(field, z0, t0, names, each)
+        return self._lowered(field, z0, t0, names, each, place)
 
     def _lowered(
-        self, field: FlatField, z0: Tensor, t0: float, names: tuple[str, ...], each: bool
+        self,
+        field: FlatField,
+        z0: Tensor,
+        t0: float,
+        names: tuple[str, ...],
+        each: bool,
+        place: str,
     ) -> RemoteField:
         """The lowered field: the last one again if nothing that it depends on has changed."""
         last = self._last.get(field.fn) if field.args is None else None
-        asked = (names, each)
+        asked = (names, each, place)
         if (
             last is not None
             and last.answers(field.layout, asked)
             and last.unchanged.holds(field.fn)
         ):
             return last.remote
-        remote, lowered = self._lowered_by_value(field, z0, t0, names, each)
+        remote, lowered = self._lowered_by_value(field, z0, t0, names, each, place)
         if field.args is None:
             with contextlib.suppress(TypeError):  # without weak references nothing is kept
                 unchanged = Unchanged(field.fn, remote.found, lowered.constants)
@@ -173,7 +194,13 @@ class RemoteFields:
         return remote
 
     def _lowered_by_value(
-        self, field: FlatField, z0: Tensor, t0: float, names: tuple[str, ...], each: bool
+        self,
+        field: FlatField,
+        z0: Tensor,
+        t0: float,
+        names: tuple[str, ...],
+        each: bool,
+        place: str,
     ) -> tuple[RemoteField, LoweredField]:
         own, like = field, z0.detach()
         if each:
@@ -183,13 +210,21 @@ class RemoteFields:
             like = like[0]
         found = trainable_of(field, z0, t0)
         lowered = lower(own, like, t0, names, tensors=found)
-        last = lowered.programs[names[-1]]
-        if last not in self._programs:
+        last, opened = lowered.programs[names[-1]], self._programs[place]
+        if last not in opened:
             if each:
                 check_samples(field, own, z0, t0)
-            number = bridge().open_program(json.dumps(lowered.to_json()))
-            self._programs[last] = RemoteField(number, found, each)
-        return self._programs[last], lowered
+            opened[last] = RemoteField(_open(lowered, place), found, each)
+        return opened[last], lowered
+
+
+def _open(lowered: LoweredField, place: str) -> int:
+    """Send a lowered field to Julia; gives its number."""
+    text = json.dumps(lowered.to_json())
+    if place == places.CPU:
+        return bridge().open_program(text)
+    places.load(place)
+    return bridge().open_program_on(text, place)
 
 
 def programs_of(sensitivity: str, stiff: bool) -> tuple[str, ...]:

@@ -51,10 +51,10 @@ class Reads:
         if self._place is None:
             return found
         zs = found.new_full((self._slots * size // self.width, self.width), math.nan)
-        return zs.index_copy_(0, self._place, found).reshape(self._slots, size)
+        return zs.index_copy_(0, self._place.to(found.device), found).reshape(self._slots, size)
 
     def cotangents(self, grad: Tensor) -> Tensor:
         """Those (K, width) of what was read, from those (T, N) of the outputs."""
         if self._place is None:
             return grad.contiguous()
-        return grad.reshape(-1, self.width)[self._place]
+        return grad.reshape(-1, self.width)[self._place.to(grad.device)]
