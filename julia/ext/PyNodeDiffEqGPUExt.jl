@@ -44,13 +44,16 @@ end
 place(backend::Symbol) = PyNode.ensemble_backend(Val(backend))
 place(backend) = backend
 
+"""Of the entries of a Jacobian, row by row. (A closure would look its size up, which GPU code cannot.)"""
+struct RowMajor{n, T} end
+(::RowMajor{n, T})(entries...) where {n, T} = transpose(SMatrix{n, n, T}(entries...)) * one(T)
+
 """(; f, jac, tgrad) on static arrays, as programs that are written out."""
 function compiled(field::ProgramField{T}, stiff) where {T}
     n = field.width
     f = @eval $(written_out(field.f, SVector{n, T}))
     stiff || return (; f, jac = nothing, tgrad = nothing)
-    # A program's Jacobian is row-major.
-    jac = @eval $(written_out(field.jac, (entries...) -> transpose(SMatrix{n, n, T}(entries...)) * one(T)))
+    jac = @eval $(written_out(field.jac, RowMajor{n, T}()))
     tgrad = @eval $(written_out(field.tgrad, SVector{n, T}))
     return (; f, jac, tgrad)
 end

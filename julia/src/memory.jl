@@ -80,7 +80,8 @@ number(x) = isnan(x) ? nothing : x
 const N, P, TIMES, Z0, PARAMETERS, TS, ZS, FLOAT32, ADAPTIVE, MAX_STEPS, KEEP, STOPS, STOPS_AT = 1:13
 const NFE, ACCEPTED, REJECTED, JACOBIANS = 14:17
 const COTANGENTS, GRAD_Z0, PIECES, CHECKPOINTING, SAMPLES, ELEMENTARY, WIDTH, AFTER, FORGET = 18:26
-const INTS, FLOATS = 26, 8
+const SOLVER, RETCODE, NUMBER, FAILED = 27:30
+const INTS, FLOATS = 30, 8
 
 """Solves of all samples, each by itself, and which of the outputs are whose."""
 struct Each{F <: Forward, O}
@@ -98,15 +99,49 @@ none), on return the time that was reached, and the span's start and end. What i
 them, goes to `ZS`: the whole state, or, where `AFTER` has an address, the `WIDTH` entries after so many.
 The parameter vector is in `PIECES` pieces: at `PARAMETERS` are the address and size of each.
 With `SAMPLES` = B > 0 the field is that of one sample of N entries, and B of them are solved, each by itself,
-on all threads. The kept solve `FORGET` is let go, if it is not 0. Returns the retcode, the number of the solve (0 if it was not kept), and the
-sample that failed first, counted from 0 (-1 for none).
+on all threads. The kept solve `FORGET` is let go, if it is not 0. `SOLVER` is a place in `solver_names()`.
+
+Out go `RETCODE`, a place in `retcodes()`, `NUMBER`, of the solve (0 if it was not kept), and `FAILED`, the first
+sample that failed (-1 for none); places and samples are counted from 0.
 """
-function solve!(id::Integer, solver::AbstractString, ints::Integer, floats::Integer)
+function solve!(id::Integer, ints::Integer, floats::Integer)
     i, x = array(Int64, ints, INTS), array(Float64, floats, FLOATS)
     T = i[FLOAT32] == 1 ? Float32 : Float64
     PyNode.TICKING_THREAD[] = Threads.threadid()
     i[FORGET] == 0 || close_solve(i[FORGET])
-    return i[SAMPLES] == 0 ? solve_joint(T, FIELDS[id], solver, i, x) : solve_each(T, FIELDS[id], solver, i, x)
+    field, solver = FIELDS[id], NAMES[i[SOLVER] + 1]
+    retcode, i[NUMBER], i[FAILED] = i[SAMPLES] == 0 ? solve_joint(T, field, solver, i, x) : solve_each(T, field, solver, i, x)
+    place = findfirst(==(retcode), CODES)
+    place === nothing && error("the solve ended with $retcode, for which there is no name here")
+    i[RETCODE] = place - 1
+    return nothing
+end
+
+const NAMES = PyNode.solvers()
+const CODES = sort!(unique(values(PyNode.RETCODES)))
+solver_names() = join(NAMES, " ")
+retcodes() = join(CODES, " ")
+
+function called(id::Int64, ints::Int64, floats::Int64)::Int64
+    try
+        solve!(id, ints, floats)
+        return 0
+    catch error
+        FAILURE[] = error
+        return 1
+    end
+end
+
+"""
+`solve!` as the address of a C function, which takes three Int64 and gives 0, or 1 where there was an exception:
+`failure()` throws it. (A call by way of the bridge takes longer than some of a small network's steps.)
+"""
+solve_address() = Int(@cfunction(called, Int64, (Int64, Int64, Int64)))
+
+const FAILURE = Ref{Any}(nothing)
+function failure()
+    error, FAILURE[] = FAILURE[], nothing
+    throw(error)
 end
 
 const KEPT = (:nothing, :states, :dense)

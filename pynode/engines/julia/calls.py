@@ -5,6 +5,7 @@ The places in the two blocks of numbers are those of ``julia/src/memory.jl``.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import threading
 from array import array
@@ -24,8 +25,8 @@ from pynode.errors import JuliaError
 )
 NFE, ACCEPTED, REJECTED, JACOBIANS = range(13, 17)
 COTANGENTS, GRAD_Z0, PIECES, CHECKPOINTING, SAMPLES, ELEMENTARY, WIDTH, AFTER = range(17, 25)
-FORGET = 25
-INTS, FLOATS = 26, 8
+FORGET, SOLVER, RETCODE, NUMBER, FAILED = range(25, 30)
+INTS, FLOATS = 30, 8
 _NO_INTS, _NO_FLOATS = (0,) * INTS, (math.nan,) * FLOATS
 
 _calls = threading.RLock()
@@ -55,7 +56,11 @@ class Bridge:
     def __init__(self) -> None:
         package = runtime.start()
         memory = package.Memory
-        self._solve = getattr(memory, "solve!")
+        # PYFUNCTYPE: Python stays locked, as Julia calls it back.
+        kind = ctypes.PYFUNCTYPE(*[ctypes.c_int64] * 4)
+        self._solve = kind(int(memory.solve_address()))
+        self._solvers = {name: i for i, name in enumerate(str(memory.solver_names()).split())}
+        self._retcodes = str(memory.retcodes()).split()
         self._gradient = getattr(memory, "gradient!")
         self._evaluate = getattr(memory, "evaluate!")
         self._ensemble = getattr(memory, "ensemble!")
@@ -86,11 +91,16 @@ class Bridge:
 
     def solve(self, field: int, solver: str, block: Block) -> tuple[str, int, int]:
         """Retcode, number of the solve (0 if not kept), first failed sample or -1."""
-        with self._call():
+        ints = block.ints
+        ints[SOLVER] = self._solvers[solver]
+        with _calls:
+            self._let_go()
             if self._dead_solves:  # one is let go on the way, without a call of its own
-                block.ints[FORGET] = self._dead_solves.popleft()
-            retcode, number, sample = self._solve(field, solver, *block.addresses)
-            return str(retcode), int(number), int(sample)
+                ints[FORGET] = self._dead_solves.popleft()
+            if self._solve(field, *block.addresses):
+                with self._call():
+                    self._memory.failure()
+        return self._retcodes[ints[RETCODE]], ints[NUMBER], ints[FAILED]
 
     def gradient(self, solve: int, sensitivity: str, solver: str | None, block: Block) -> None:
         with self._call():
@@ -113,14 +123,17 @@ class Bridge:
     @contextmanager
     def _call(self) -> Iterator[None]:
         with _calls:
-            while len(self._dead_solves) > 1:
-                self._memory.close_solve(self._dead_solves.popleft())
-            while self._dead_fields:
-                self._memory.close_field(self._dead_fields.popleft())
+            self._let_go()
             try:
                 yield
             except Exception as error:
                 raise translated(error) from None
+
+    def _let_go(self) -> None:
+        while len(self._dead_solves) > 1:
+            self._memory.close_solve(self._dead_solves.popleft())
+        while self._dead_fields:
+            self._memory.close_field(self._dead_fields.popleft())
 
 
 _bridge: Bridge | None = None
