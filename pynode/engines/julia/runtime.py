@@ -281,9 +281,9 @@ def _load() -> Any:
     os.environ["PYTHON_JULIAPKG_OFFLINE"] = "yes"  # for the processes that juliacall may start
     if "juliapkg.state" in sys.modules:
         sys.modules["juliapkg.state"].STATE["offline"] = True
-    threaded = os.environ.get("PYTHON_JULIACALL_THREADS", "1") not in ("", "1")
-    # Julia's garbage collector stops its threads by signals, so with several it must handle them.
-    os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "yes" if threaded else "no")
+    # Julia's garbage collector stops its threads by signals, and every thread of Python's that
+    # calls Julia is one of them: without, the next collection ends the process.
+    os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "yes")
     try:
         with warnings.catch_warnings():
             # Both orders are tested on Linux; elsewhere juliacall's warning is worth having.
@@ -297,7 +297,7 @@ def _load() -> Any:
         raise JuliaError(
             f"Julia did not start: {error}. `pynode julia status` says what was found. {HOW}"
         ) from error
-    if threaded:
+    if os.environ["PYTHON_JULIACALL_HANDLE_SIGNALS"] == "yes":
         _take_back_interrupts()
     _let_other_threads_collect(main)
     return main.PyNode
