@@ -13,6 +13,25 @@ const FIELDS = Dict{Int, AbstractField}()
 const LAST = Ref(0)
 next_number() = (LAST[] += 1)
 
+"""
+`f()`, such that in any thread comes what it waits for: the compiler of a GPU's kernels, say, which is a process
+of its own. Outside of a threaded region only Julia's first thread looks for such events, and that thread may be
+busy with the caller's code, or wait for this one.
+"""
+@inline listening(f::F) where {F} = Threads.threadid() == 1 ? f() : in_region(f)
+
+function in_region(f)
+    ccall(:jl_enter_threaded_region, Cvoid, ())
+    try
+        return f()
+    finally
+        ccall(:jl_exit_threaded_region, Cvoid, ())
+    end
+end
+
+"""Load a package, in any thread: it may have to be compiled, in a process."""
+load(name::AbstractString) = (listening(() -> Core.eval(Main, Expr(:import, Expr(:., Symbol(name))))); nothing)
+
 """Keep a lowered field (the text of its file); gives its number."""
 open_program(text::AbstractString) = (FIELDS[next_number()] = parse_field(text); LAST[])
 
@@ -104,7 +123,9 @@ on all threads. The kept solve `FORGET` is let go, if it is not 0. `SOLVER` is a
 Out go `RETCODE`, a place in `retcodes()`, `NUMBER`, of the solve (0 if it was not kept), and `FAILED`, the first
 sample that failed (-1 for none); places and samples are counted from 0.
 """
-function solve!(id::Integer, ints::Integer, floats::Integer)
+solve!(id::Integer, ints::Integer, floats::Integer) = listening(() -> solve_kept!(id, ints, floats))
+
+function solve_kept!(id, ints, floats)
     i, x = array(Int64, ints, INTS), array(Float64, floats, FLOATS)
     T = i[FLOAT32] == 1 ? Float32 : Float64
     PyNode.TICKING_THREAD[] = Threads.threadid()
@@ -236,7 +257,10 @@ Gradients of a kept solve: cotangents like what was read in, dL/dz0 and, in the 
 out. Floats: rtol, atol, dt.
 Counts evaluations and vector-Jacobian products in the places of `NFE` and `ACCEPTED`.
 """
-function gradient!(id::Integer, sensitivity::AbstractString, solver, ints::Integer, floats::Integer)
+gradient!(id::Integer, sensitivity::AbstractString, solver, ints::Integer, floats::Integer) =
+    listening(() -> gradient_kept!(id, sensitivity, solver, ints, floats))
+
+function gradient_kept!(id, sensitivity, solver, ints, floats)
     i, x = array(Int64, ints, INTS), array(Float64, floats, FLOATS)
     kept = SOLVES[id]
     PyNode.TICKING_THREAD[] = Threads.threadid()
@@ -282,7 +306,8 @@ of `P` parameters, and (N, SAMPLES, TIMES) states out at `ZS`. Floats: rtol, ato
 """
 function ensemble!(id::Integer, solver::AbstractString, backend::AbstractString, ints::Integer, floats::Integer)
     i, x = array(Int64, ints, INTS), array(Float64, floats, FLOATS)
-    return ensemble_as(i[FLOAT32] == 1 ? Float32 : Float64, FIELDS[id], solver, Symbol(backend), i, x)
+    T = i[FLOAT32] == 1 ? Float32 : Float64
+    return listening(() -> ensemble_as(T, FIELDS[id], solver, Symbol(backend), i, x))
 end
 
 function ensemble_as(::Type{T}, field, solver, backend, i, x) where {T}
@@ -297,7 +322,7 @@ end
 
 """Dense output of a kept solve at `count` times, (n, count)."""
 function evaluate!(id::Integer, count::Integer, times::Integer, out::Integer)
-    return evaluate_as(SOLVES[id], count, times, out)
+    return listening(() -> evaluate_as(SOLVES[id], count, times, out))
 end
 
 function evaluate_as(kept::Forward{T}, count, times, out) where {T}

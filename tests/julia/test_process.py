@@ -77,6 +77,48 @@ def test_threads_of_python_and_of_julia(threads):
     assert done.returncode == 0, done.stderr
 
 
+WAITS = """
+import faulthandler, threading
+from pynode import julia
+
+faulthandler.dump_traceback_later(300, exit=True)
+julia.start()
+from juliacall import Main
+
+work = "PyNode.Memory.listening(() -> success(`true`))"
+thread = threading.Thread(target=lambda: print(Main.seval(work)))
+thread.start()
+thread.join()
+"""
+
+
+def test_another_thread_waits_for_a_process():
+    """As it does while a compiler runs, say that of a GPU's kernels."""
+    done = python(WAITS)
+    assert done.stdout.split() == ["True"], done.stderr
+
+
+COLLECTS = """
+import threading
+from pynode import julia
+
+julia.start()
+from juliacall import Main
+
+thread = threading.Thread(target=lambda: Main.seval("sum(rand(10))"))
+thread.start()
+thread.join()
+for _ in range(3):
+    Main.GC.gc()
+print("done")
+"""
+
+
+def test_garbage_is_collected_after_another_thread_has_called():
+    done = python(COLLECTS)
+    assert done.stdout.split() == ["done"], done.stderr
+
+
 LONG = """
 import torch, warnings
 from pynode import solve

@@ -23,6 +23,7 @@ from pynode.engines.julia.fields import (
     Pieces,
     RemoteField,
     RemoteFields,
+    floating,
     programs_of,
 )
 from pynode.engines.julia.julia_field import JuliaField
@@ -168,6 +169,7 @@ class JuliaEngine:
         ints[calls.Z0], ints[calls.ZS] = z0.data_ptr(), found.data_ptr()
         ints[calls.PIECES], ints[calls.PARAMETERS] = len(tensors), p.address
         if record:
+            places.go_back_here(z0)
             states_only = options.sensitivity == "discrete" and not options.dense
             ints[calls.KEEP] = 1 if states_only else 2
         places.hand_over(z0)
@@ -267,6 +269,7 @@ class JuliaEngine:
         place = places.place_of(z0.device)
         if place != places.CPU:
             places.check(options, isinstance(field.fn, JuliaField))
+            places.check_together(floating(field.args), z0.device)
         rows = problem.layout.rows or 1
         alone = stiff or options.step_control == "per_sample" or isinstance(field.fn, JuliaField)
         each = alone and rows > 1 and options.lowering == "program"

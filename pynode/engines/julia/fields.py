@@ -68,7 +68,7 @@ class RemoteField:
 
     def tensors(self, args: Any) -> list[Tensor]:
         """What the flat parameter vector is made of: ``found``, then the numbers in ``args``."""
-        return self.found if args is None else [*self.found, *_floating(args)]
+        return self.found if args is None else [*self.found, *floating(args)]
 
 
 class Pieces:
@@ -262,7 +262,8 @@ def _row(state: Any, b: int) -> Any:
     return pytree.tree_map(lambda x: x[b : b + 1], state)
 
 
-def _floating(args: Any) -> list[Tensor]:
+def floating(args: Any) -> list[Tensor]:
+    """The tensors of numbers in a nest."""
     return [x for x in pytree.tree_leaves(args) if isinstance(x, Tensor) and x.is_floating_point()]
 
 
@@ -278,7 +279,7 @@ def _open_callback(field: FlatField, z0: Tensor, t0: float) -> RemoteField:
     found, _ = trainable_tensors(
         FlatField(field.fn, field.layout, field.args, Statistics()), t0, z0
     )
-    tensors = [*found, *_floating(field.args)]
+    tensors = [*found, *floating(field.args)]
     # Evaluations are counted by Julia.
     own = FlatField(field.fn, field.layout, field.args, Statistics())
     products = VJP(own, tensors, z0)

@@ -76,6 +76,17 @@ def check_together(tensors: Iterable[Tensor], device: torch.device) -> None:
             )
 
 
+def go_back_here(x: Tensor) -> None:
+    """Let this thread's backward passes run in it, for a state on a GPU, where autograd would take
+    a thread of its own.
+
+    Julia can be called by that one, too, but on a GPU it was seen to work by this way only: see
+    docs/verified.md. It costs what several GPUs would gain by going backward at once.
+    """
+    if x.is_cuda:
+        torch.autograd.set_multithreading_enabled(False)
+
+
 def hand_over(x: Tensor) -> None:
     """Wait until the device has done what torch asked it to in the present stream: Julia's work is
     in a stream of its own. Julia waits for its own before it returns."""

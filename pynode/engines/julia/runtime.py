@@ -258,14 +258,13 @@ def load(*packages: str) -> None:
     Raises:
         JuliaError: one is not there, or does not load.
     """
-    start()
-    main = importlib.import_module("juliacall").Main
+    memory = start().Memory
     for name in packages:
         with _lock:
             if name in _loaded:
                 continue
             try:
-                main.seval(f"import {name}")
+                memory.load(name)
             except Exception as error:
                 raise JuliaError(
                     f"the Julia package {name} does not load ({str(error).splitlines()[0]}): "
