@@ -90,7 +90,9 @@ end
     addends = ntuple(q -> step(c, (i + q - 1) * ci), r)
     s = ntuple(q -> ntuple(l -> at(a, (i + q - 1) * ai + (l - 1) * al), k), r)
     if !add
-        products!(k, n, rows, s, b, tb, ldb, (c, _) -> zero(eltype(c)), addends)
+        products!(k, n, rows, s, b, tb, ldb, (c, _) -> zero(eltype(c)), c)
+    elseif ci == 0 && cj == 1
+        products!(k, n, rows, s, b, tb, ldb, at, c)
     elseif cj == 1
         products!(k, n, rows, s, b, tb, ldb, at, addends)
     else
@@ -109,7 +111,15 @@ end
     end
 end
 
-@inline function sums!(k::Val, n, rows, s, column::C, place::P, first::F, addends) where {C, P, F}
+@inline function sums!(k::Val, n, rows, s, column::C, place::P, first::F, addend::Ptr) where {C, P, F}
+    @simd ivdep for j in 0:(n - 1)
+        from, start = column(j), first(addend, j)
+        y = ntuple(l -> at(from, place(l - 1)), k)
+        put_rows((row, s, _) -> put!(row, j, chain(s, y, start)), rows, s, rows)
+    end
+end
+
+@inline function sums!(k::Val, n, rows, s, column::C, place::P, first::F, addends::Tuple) where {C, P, F}
     @simd ivdep for j in 0:(n - 1)
         from = column(j)
         y = ntuple(l -> at(from, place(l - 1)), k)

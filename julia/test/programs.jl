@@ -147,7 +147,7 @@ end
 @testset "matrix products, $T" for T in (Float32, Float64)
     # Row-major matrices, each with a row length beyond its columns, and every way to be transposed.
     matrix(rows, columns) = reshape(T.(randn(rows * (columns + 3))), columns + 3, rows)
-    for m in (1, 3, 6), n in (1, 2, 3, 4, 5, 9), k in (1, 2, 3, 4, 5, 8, 11, 50), ta in (false, true), tb in (false, true)
+    for m in (1, 3, 6, 19), n in (1, 2, 3, 4, 5, 9, 17), k in (1, 2, 3, 4, 5, 8, 11, 50), ta in (false, true), tb in (false, true)
         A, B = ta ? matrix(k, m) : matrix(m, k), tb ? matrix(n, k) : matrix(k, n)
         a = ta ? A[1:m, :] : permutedims(A[1:k, :])
         b = tb ? B[1:k, :] : permutedims(B[1:n, :])
