@@ -88,7 +88,7 @@ class SolveOptions:
         coupling: λ of ``sensitivity="reversible"``, above 0 and at most 1 (default 0.999). Rounding
             grows by 1/λ a step when steps are undone; a smaller λ makes the forward pass stabler.
         adjoint_rtol, adjoint_atol, adjoint_solver, adjoint_max_steps: of the adjoint's own
-            solve; default: as forward.
+            solve, which ``discrete`` and ``reversible`` have not; default: as forward.
         adjoint_seminorm: leave the parameters' gradient out of the adjoint's error norm (Kidger,
             Chen, Lyons 2021, "Hey, that's not an ODE": fewer steps). Of ``interpolating`` and
             ``backsolve``.
@@ -262,6 +262,8 @@ class SolveOptions:
             raise InputError(
                 f"{self.sensitivity} keeps no states, so checkpoints= has no meaning for it"
             )
+        if exact:
+            self._check_no_adjoint_solve()
         self._check_reversible(info.stiff or info.separable)
         if self.through_steps:
             self._check_through_steps(info.stiff)
@@ -273,6 +275,17 @@ class SolveOptions:
             raise InputError("through_steps=True has no meaning for fixed steps")
         if stiff:
             raise InputError(f"through_steps=True needs an explicit solver, not {self.solver}")
+
+    def _check_no_adjoint_solve(self) -> None:
+        own = ("rtol", "atol", "solver", "max_steps")
+        given = [f"adjoint_{name}" for name in own if getattr(self, f"adjoint_{name}") is not None]
+        given += ["adjoint_seminorm"] if self.adjoint_seminorm else []
+        if given:
+            raise InputError(
+                f"{given[0]}= has no meaning for {self.sensitivity!r}, whose backward pass goes "
+                "through the forward pass's own steps: use 'gauss' or 'interpolating', or leave "
+                "it out"
+            )
 
     def _check_reversible(self, other: bool) -> None:
         if self.sensitivity != "reversible":
@@ -289,13 +302,6 @@ class SolveOptions:
         assert self.coupling is not None
         if not (isinstance(self.coupling, Real) and 0.0 < self.coupling <= 1.0):
             raise InputError(f"coupling={self.coupling!r}: a number above 0, at most 1, is needed")
-        own = ("rtol", "atol", "solver", "max_steps")
-        given = [f"adjoint_{name}" for name in own if getattr(self, f"adjoint_{name}") is not None]
-        if given:
-            raise InputError(
-                f"{given[0]}= has no meaning for 'reversible', whose backward pass undoes the "
-                "forward pass's own steps"
-            )
 
     def _check_engine(self) -> None:
         chosen: dict[str, catalogue.SolverInfo | catalogue.SensitivityInfo] = {

@@ -369,3 +369,14 @@ def test_joint_adjoints_by_implicit_methods_are_refused_in_julia(sensitivity):
     with pytest.raises(InputError, match="'gauss' or 'quadrature'"):
         NeuralODE(nn.Linear(2, 2), **options)
     NeuralODE(nn.Linear(2, 2), adjoint_solver="tsit5", **options)
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "reversible"])
+@pytest.mark.parametrize(
+    "option",
+    [{"adjoint_rtol": 1e-3}, {"adjoint_solver": "bs3"}, {"adjoint_seminorm": True}],
+    ids=str,
+)
+def test_options_of_an_adjoint_solve_that_there_is_not(sensitivity, option):
+    with pytest.raises(InputError, match=f"{next(iter(option))}= has no meaning"):
+        NeuralODE(nn.Linear(2, 2), sensitivity=sensitivity, **option)

@@ -173,6 +173,16 @@ def test_what_calls_share_follows_the_parameters(how):
         torch.testing.assert_close(*results, rtol=1e-7, atol=1e-9)
 
 
+def test_a_batch_of_one_among_others():
+    """By a stiff solver the others are solved one by one, by the program that the one has too."""
+    field, z0 = mlp(3, 8).double(), plain(4).double()
+    here, there = nodes(field, solver="rodas5p", rtol=1e-8, atol=1e-10, sensitivity="gauss")
+    for rows in (1, 4, 1):
+        torch.testing.assert_close(
+            there(z0[:rows], TIMES), here(z0[:rows], TIMES), rtol=1e-6, atol=1e-8
+        )
+
+
 class Switched(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

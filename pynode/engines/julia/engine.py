@@ -16,9 +16,11 @@ from torch import Tensor
 
 from pynode import catalogue
 from pynode.dense import DenseOutput
+from pynode.engines.alike import Alike
 from pynode.engines.julia import calls, places
 from pynode.engines.julia.calls import Block, bridge
 from pynode.engines.julia.fields import (
+    Asked,
     JuliaFlatField,
     Pieces,
     RemoteField,
@@ -273,9 +275,8 @@ class JuliaEngine:
         rows = problem.layout.rows or 1
         alone = stiff or options.step_control == "per_sample" or isinstance(field.fn, JuliaField)
         each = alone and rows > 1 and options.lowering == "program"
-        field.remote = self._fields.get(
-            field, z0, problem.times.start, options.lowering, names, each, place
-        )
+        asked = Asked(names, each, place)
+        field.remote = self._fields.get(field, z0, problem.times.start, options.lowering, asked)
         return field.remote
 
 
@@ -292,7 +293,7 @@ def check_options(options: SolveOptions, names: Iterable[str]) -> None:
             raise InputError(f"engine='julia' has no option {name}: {why}")
 
 
-class SolveForm:
+class SolveForm(Alike):
     """What solves of one field by the same options, at the same times, have in common: all of a
     call but the addresses of its tensors.
 
@@ -310,7 +311,7 @@ class SolveForm:
         dtype: torch.dtype,
         each: bool,
     ) -> None:
-        self._of = options, layout, times.values, dtype
+        super().__init__(options, layout, times, dtype)
         self.each, self.reads = (layout.rows or 1) if each else 0, Reads(times, layout)
         self._stops = array("d", (*options.tstops, math.nan))  # never empty
         self.block = _block(options, dtype, layout.size, self.each)
@@ -319,18 +320,6 @@ class SolveForm:
         ints[calls.TS], ints[calls.AFTER] = self.reads.addresses
         ints[calls.STOPS], ints[calls.STOPS_AT] = len(options.tstops), self._stops.buffer_info()[0]
         floats[5], floats[6] = times.start, times.end
-
-    def fits(
-        self, options: SolveOptions, layout: StateLayout, times: Times, dtype: torch.dtype
-    ) -> bool:
-        """Whether they are the very same (checked times keep their list of values)."""
-        own_options, own_layout, values, own_dtype = self._of
-        return (
-            own_options is options
-            and own_layout is layout
-            and values is times.values
-            and own_dtype is dtype
-        )
 
 
 def _block(options: SolveOptions, dtype: torch.dtype, size: int, each: int) -> Block:

@@ -11,7 +11,7 @@ from array import array
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -107,16 +107,30 @@ class JuliaFlatField(FlatField):
     remote: RemoteField | None = None
 
 
+class Asked(NamedTuple):
+    """What a lowered field is to be on Julia's side.
+
+    Attributes:
+        names: of the programs that are needed.
+        each: of one sample, though the state is of all.
+        place: where Julia is to keep it.
+    """
+
+    names: tuple[str, ...]
+    each: bool
+    place: str = places.CPU
+
+
 @dataclass
 class Last:
     """The field on Julia's side as it was last asked for, and whether it still is that."""
 
     layout: StateLayout
-    asked: tuple
+    asked: Asked
     unchanged: Unchanged
     remote: RemoteField
 
-    def answers(self, layout: StateLayout, asked: tuple) -> bool:
+    def answers(self, layout: StateLayout, asked: Asked) -> bool:
         """Whether it was asked for so; equal layouts are mostly one object."""
         return self.asked == asked and (self.layout is layout or alike(self.layout, layout))
 
@@ -130,63 +144,44 @@ class RemoteFields:
     """Fields on Julia's side, each sent there once (what is lowered, ``lower`` keeps)."""
 
     def __init__(self) -> None:
-        self._programs: dict[str, weakref.WeakKeyDictionary[Any, RemoteField]]  # of each place
+        # Of each place, and whether of one sample: a batch of one has the very program of a sample.
+        self._programs: dict[tuple[str, bool], weakref.WeakKeyDictionary[Any, RemoteField]]
         self._programs = defaultdict(weakref.WeakKeyDictionary)
         self._sources: weakref.WeakKeyDictionary[Any, RemoteField]
         self._sources = weakref.WeakKeyDictionary()
         self._last: weakref.WeakKeyDictionary[Any, Last] = weakref.WeakKeyDictionary()
 
-    def get(
-        self,
-        field: FlatField,
-        z0: Tensor,
-        t0: float,
-        way: str,
-        names: tuple[str, ...],
-        each: bool,
-        place: str = places.CPU,
-    ) -> RemoteField:
+    def get(self, field: FlatField, z0: Tensor, t0: float, way: str, asked: Asked) -> RemoteField:
         """The field on Julia's side.
 
         Args:
             field: on flat states.
             way: ``"program"`` or ``"callback"``.
-            names: of the programs that are needed.
-            each: of one sample; ``z0`` is the state of all.
-            place: where Julia is to keep it; a lowered one only may be elsewhere than on the CPU.
+            asked: a lowered one only may be elsewhere than on the CPU.
 
         Raises:
             LoweringError: the field cannot be lowered.
-            InputError: ``each``, but the samples depend on each other.
+            InputError: it is to be of each sample, but the samples depend on each other.
         """
         if isinstance(field.fn, JuliaField):
             if field.fn not in self._sources:
                 number = bridge().open_source(field.fn.source)
-                self._sources[field.fn] = RemoteField(number, [field.fn.p], each)
-            return replace(self._sources[field.fn], each=each, close=False)
+                self._sources[field.fn] = RemoteField(number, [field.fn.p], asked.each)
+            return replace(self._sources[field.fn], each=asked.each, close=False)
         if way == "callback":
             return _open_callback(field, z0, t0)
-        return self._lowered(field, z0, t0, names, each, place)
+        return self._lowered(field, z0, t0, asked)
 
-    def _lowered(
-        self,
-        field: FlatField,
-        z0: Tensor,
-        t0: float,
-        names: tuple[str, ...],
-        each: bool,
-        place: str,
-    ) -> RemoteField:
+    def _lowered(self, field: FlatField, z0: Tensor, t0: float, asked: Asked) -> RemoteField:
         """The lowered field: the last one again if nothing that it depends on has changed."""
         last = self._last.get(field.fn) if field.args is None else None
-        asked = (names, each, place)
         if (
             last is not None
             and last.answers(field.layout, asked)
             and last.unchanged.holds(field.fn)
         ):
             return last.remote
-        remote, lowered = self._lowered_by_value(field, z0, t0, names, each, place)
+        remote, lowered = self._lowered_by_value(field, z0, t0, asked)
         if field.args is None:
             with contextlib.suppress(TypeError):  # without weak references nothing is kept
                 unchanged = Unchanged(field.fn, remote.found, lowered.constants)
@@ -194,14 +189,9 @@ class RemoteFields:
         return remote
 
     def _lowered_by_value(
-        self,
-        field: FlatField,
-        z0: Tensor,
-        t0: float,
-        names: tuple[str, ...],
-        each: bool,
-        place: str,
+        self, field: FlatField, z0: Tensor, t0: float, asked: Asked
     ) -> tuple[RemoteField, LoweredField]:
+        names, each, place = asked
         own, like = field, z0.detach()
         if each:
             like = like.reshape(field.layout.rows or 1, -1)
@@ -210,7 +200,7 @@ class RemoteFields:
             like = like[0]
         found = trainable_of(field, z0, t0)
         lowered = lower(own, like, t0, names, tensors=found)
-        last, opened = lowered.programs[names[-1]], self._programs[place]
+        last, opened = lowered.programs[names[-1]], self._programs[place, each]
         if last not in opened:
             if each:
                 check_samples(field, own, z0, t0)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pynode.engines.alike import Alike
 from pynode.engines.torch.compiled.call import Call
 from pynode.engines.torch.controller import STRETCH
 from pynode.engines.torch.integrate import stops_between
@@ -52,7 +53,7 @@ class Entries:
         self.initial = int((self.at == times.start).sum())
 
 
-class SolveForm:
+class SolveForm(Alike):
     """All of a call but the addresses of its tensors, for solves by the same options at the same
     times.
 
@@ -75,7 +76,7 @@ class SolveForm:
         dtype: torch.dtype,
         backwards: bool,
     ) -> None:
-        self._of = options, layout, times.values, dtype
+        super().__init__(options, layout, times, dtype)
         self._once = isinstance(rtol, Tensor) or isinstance(atol, Tensor)
         self.entries = Entries(times, layout)
         self._call, self._kept = _call(options, rtol, atol, layout.size, dtype)
@@ -91,16 +92,8 @@ class SolveForm:
     def fits(
         self, options: SolveOptions, layout: StateLayout, times: Times, dtype: torch.dtype
     ) -> bool:
-        """Whether they are the very same (checked times keep their list of values), and the
-        tolerances numbers, which do not change."""
-        own_options, own_layout, values, own_dtype = self._of
-        return (
-            own_options is options
-            and own_layout is layout
-            and values is times.values
-            and own_dtype is dtype
-            and not self._once
-        )
+        """As it says there, and the tolerances numbers: tensors may hold others by then."""
+        return not self._once and super().fits(options, layout, times, dtype)
 
     def call(self) -> Call:
         """A call of one's own. It reads memory of this form's."""
