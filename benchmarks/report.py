@@ -120,7 +120,8 @@ gradient in fixed directions, in units of rtol, against scipy at far tighter tol
 error above 100 gets no time. *cold* is the first call, compilation included. *MB* is the peak
 memory of a warm call above what was held before it, taken in a process of each contender's own
 (Julia uses memory again that its collector holds, which this does not see); – where it was not
-measured."""
+measured. On more threads, of each contender that gradient alone is measured which was its fastest
+on one."""
 
 
 def _setting(result: Result) -> Iterable[str]:

@@ -1,7 +1,8 @@
 """Measure every contender at every case: ``make bench``, or ``python -m benchmarks.run``.
 
 Measuring happens in a process of its own (``worker.py``), one for each number of threads; where a
-contender hangs or crashes, that process is ended, the row says so, and the rest goes on.
+contender hangs or crashes, that process is ended, the row says so, and the rest goes on. Only with
+the first number of threads are all kinds of gradients measured, then each contender's fastest.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from benchmarks import machine, report
 from benchmarks.cases import Case, all_cases
-from benchmarks.contenders import all_contenders
+from benchmarks.contenders import all_contenders, kind_of
 from benchmarks.measure import Row
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +37,7 @@ class Plan:
         threads: numbers of threads, one run each.
         minutes: for all of it; cases that do not fit any more are rows that say so.
         limit: seconds after which one call of a contender is given up and its process ended; a
-            quarter of it, where its Python can be interrupted.
+            third of it, where its Python can be interrupted.
         kinds: ``forward`` and kinds of gradients to measure; None for all.
     """
 
@@ -137,7 +138,7 @@ class Measuring:
                 "device": self.plan.device,
                 "quick": self.plan.quick,
                 "budget": self.budget,
-                "patience": self.plan.limit / 4,
+                "patience": self.plan.limit / 3,
                 "skip": self.skip,
                 "kinds": self.plan.kinds,
                 "journal": str(journal),
@@ -209,11 +210,25 @@ def measure(plan: Plan) -> Found:
         kept = (0.25 if threads != plan.threads[-1] else 0.0) + (0.12 if plan.memory else 0.0)
         cases = [c for c in plan.cases if c.parallel or threads == plan.threads[0]]
         measuring = Measuring(plan, threads, "time", found, budget)
+        if threads != plan.threads[0]:
+            measuring.skip += slower_gradients(found.rows)
         measuring.run(cases, plan.contenders, kept * plan.minutes * 60)
     for name in plan.contenders if plan.memory else ():
         cases = [case for case in plan.cases if case.memory]
         if name not in found.missing:
             Measuring(plan, plan.threads[0], "memory", found, 0).run(cases, [name], 5)
+    return found
+
+
+def slower_gradients(rows: list[Row]) -> list[tuple[str, str, str]]:
+    """What another kind of gradient of the same contender beats, and what has no time: that one
+    number of threads has shown. What all are compared with is kept."""
+    found = []
+    for row in rows:
+        best = report.fastest([r for r in rows if r.case == row.case], row.contender, "gradient")
+        base = row.contender == report.BASE and row.mode == report.BACKPROP
+        if kind_of(row.mode) and row is not best and not base:
+            found.append((row.case, row.contender, row.mode))
     return found
 
 
@@ -236,7 +251,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="times alone")
     parser.add_argument("--threads", help="e.g. 1,8; default: 1 and all; with --quick 1")
     parser.add_argument("--minutes", type=float, help="default: 28; with --quick 4.5")
-    parser.add_argument("--limit", type=float, help="seconds for one call; default: 120, 20")
+    parser.add_argument("--limit", type=float, help="seconds for one call; default: 90, 20")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--add", action="store_true", help="to the results that are in --out")
@@ -265,7 +280,7 @@ def chosen(options: argparse.Namespace) -> Plan:
         wanted,
         threads,
         options.minutes or (4.5 if options.quick else 28),
-        options.limit or (20 if options.quick else 120),
+        options.limit or (20 if options.quick else 90),
         options.device,
         memory=any(case.memory for case in cases) and not options.no_memory,
         quick=options.quick,

@@ -21,7 +21,7 @@ using OrdinaryDiffEqSDIRK: KenCarp4, Kvaerno5, TRBDF2
 using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: Vern7
 using SciMLLogging: SciMLLogging
-using SciMLBase: SciMLBase, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, init, solve, solve!, step!
+using SciMLBase: SciMLBase, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, get_proposed_dt, init, set_proposed_dt!, solve, step!
 using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, QuadratureAdjoint,
     ZygoteVJP, adjoint_sensitivities
 

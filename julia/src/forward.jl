@@ -67,7 +67,7 @@ function forward(
         field, u0, p, (reads.start, reads.stop); solver, rtol, atol, dt, adaptive, max_steps, dt_max, tstops = stops, controller, keep,
     )
     # Reading adds to the slopes of a step where interpolants are lazy (vern7), and what is kept would have them.
-    zs = keep == :dense ? read_off(solve!(integrator), reads, u0) : read_on_the_way(integrator, reads, u0)
+    zs = keep == :dense ? read_afterwards(integrator, reads, u0) : read_on_the_way(integrator, reads, u0)
     sol = integrator.sol
     retcode = get(RETCODES, sol.retcode, lowercase(string(sol.retcode)))
     stats = Stats(counts.rhs, sol.stats.naccept, sol.stats.nreject, sol.stats.njacs)
@@ -80,6 +80,19 @@ function start(field::AbstractField, u0::AbstractVector{T}, p, span; solver, opt
     check_solver(field, solver)
     f, counts = odefunction(field, length(u0), T, info.stiff)
     return init(ODEProblem(f, u0, span, p), info.make(); solve_keywords(info, span; solver, options...)...), counts
+end
+
+"""
+A step that would end this close to a stop ends on it: no sliver is left over, which would cost a whole step. The
+controllers' safety keeps the error to be expected below the tolerance.
+"""
+const STRETCH = 1.05
+
+function stretch!(integrator)
+    integrator.opts.adaptive && SciMLBase.has_tstop(integrator) || return nothing
+    dt, left = abs(get_proposed_dt(integrator)), SciMLBase.first_tstop(integrator) - integrator.tdir * integrator.t
+    dt < left <= min(STRETCH * dt, abs(integrator.opts.dtmax)) && set_proposed_dt!(integrator, integrator.tdir * left)
+    return nothing
 end
 
 """

@@ -31,8 +31,10 @@ end
 
 unread(reads::Reads, u0::AbstractVector{T}) where {T} = fill!(similar(u0, reads.width, length(reads.times)), T(NaN))
 
-"""What was to be read, by a solution's dense output, NaN where the solve did not get."""
-function read_off(sol, reads::Reads, u0::AbstractVector{T}) where {T}
+"""What is to be read, by the solution's dense output once it is there, NaN where the solve did not get."""
+function read_afterwards(integrator, reads::Reads, u0::AbstractVector{T}) where {T}
+    foreach(stretch!, integrator)
+    sol = integrator.sol
     zs, reached = unread(reads, u0), sol.t[end]
     for (k, t) in enumerate(reads.times)
         here = view(zs, :, k)
@@ -56,6 +58,7 @@ function read_on_the_way(integrator, reads::Reads, u0::AbstractVector{T}) where 
         next += 1
     end
     for _ in integrator
+        stretch!(integrator)
         next = read_step!(zs, integrator, reads, next)
     end
     return zs

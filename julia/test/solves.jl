@@ -19,6 +19,25 @@
     @test fixed.stats.accepted == 300
 end
 
+@testset "no sliver before a stop" begin
+    field = JuliaField(lotka!)
+    steps(stop; options...) = forward(field, U0, P, [0.0, stop]; solver = "dp5", rtol = 1.0e-6, atol = 1.0e-6, options...)
+    ends = steps(3.0).sol.t
+    near(r) = ends[5] + r * (ends[5] - ends[4])
+    for keep in (:nothing, :states, :dense)
+        @test steps(near(0.03); keep).stats.accepted == 4  # the fourth step ends there
+        @test steps(near(0.5); keep).stats.accepted == 5
+    end
+    @test near(0.03) in steps(3.0; tstops = [near(0.03)]).sol.t[1:5]
+    # A longest step is kept to, and steps of a fixed size are.
+    short = steps(1.03; dt_max = 0.1)
+    @test maximum(diff(short.sol.t)) <= 0.1 * (1 + 1.0e-12)
+    @test steps(1.03; adaptive = false, dt = 0.1).stats.accepted == 11
+    backwards = forward(field, U0, P, [0.0, -1.0]; solver = "dp5", rtol = 1.0e-6, atol = 1.0e-6)
+    stop = backwards.sol.t[4] + 0.03 * (backwards.sol.t[4] - backwards.sol.t[3])
+    @test forward(field, U0, P, [0.0, stop]; solver = "dp5", rtol = 1.0e-6, atol = 1.0e-6).stats.accepted == 3
+end
+
 @testset "stiff" begin
     p = [0.04, 3.0e7, 1.0e4]
     reference = [0.01786592, 7.274747e-8, 0.9821340]  # Robertson at t = 1e5, scipy's Radau at 1e-10

@@ -17,7 +17,7 @@ from benchmarks.contenders import Task, all_contenders  # noqa: E402
 from benchmarks.measure import Row, clean, measure_case  # noqa: E402
 from benchmarks.reference import reference  # noqa: E402
 from benchmarks.report import Result, markdown, ratios, write  # noqa: E402
-from benchmarks.run import chosen, earlier_results, parse  # noqa: E402
+from benchmarks.run import chosen, earlier_results, parse, slower_gradients  # noqa: E402
 
 
 @pytest.fixture
@@ -188,3 +188,24 @@ def test_nothing_is_added_to_what_is_not_there_or_of_another_machine(toy, tmp_pa
     path = write(result(toy, measured(toy, reference(toy))), tmp_path, "toy")[0]
     with pytest.raises(SystemExit, match="another machine"):
         earlier_results(path, plan)
+
+
+def test_on_more_threads_each_contender_shows_its_fastest_gradient_only():
+    def row(contender: str, kind: str, *times: float, note: str = "") -> Row:
+        mode = f"gradient/{kind}" if kind else "forward"
+        return Row("toy", contender, mode, 1, times=list(times), note=note)
+
+    rows = [
+        row("torchdiffeq", "", 3.0),
+        row("torchdiffeq", "discrete", 5.0),
+        row("torchdiffeq", "backsolve", 4.0),
+        row("diffrax", "", 1.0),
+        row("diffrax", "discrete", note="given up"),
+        row("diffrax", "backsolve", 2.0),
+        row("pynode torch", "discrete", 2.0),
+        row("pynode torch", "gauss", 3.0),
+    ]
+    assert slower_gradients(rows) == [
+        ("toy", "diffrax", "gradient/discrete"),
+        ("toy", "pynode torch", "gradient/gauss"),
+    ]
