@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pynode.engines import engine as engine_named
+from pynode.engines.torch import linearized
 from pynode.engines.torch.crossings import Watch
 from pynode.engines.torch.engine import Forward, TorchEngine
 from pynode.engines.torch.per_sample.crossings import RowWatch
@@ -22,7 +23,7 @@ from pynode.field import closed_over_trainables as closed_over
 from pynode.options import SolveOptions
 from pynode.precision import active_autocast, without_autocast
 from pynode.problem import ODEProblem
-from pynode.solution import Solution, Statistics
+from pynode.solution import Retcode, Solution, Statistics
 from pynode.time_gradients import (
     carry,
     initial_time_gradient,
@@ -35,6 +36,10 @@ from pynode.transforms import transforms_active
 
 AnyWatch = Watch | RowWatch
 _NOTHING = nullcontext()
+_SWAPPED = (
+    "the field's parameters are other tensors now than in the forward pass (swapped in by "
+    "torch.func.functional_call, or reassigned), and the backward pass would use the wrong ones: "
+)
 
 
 @dataclass
@@ -192,7 +197,10 @@ def _taped(
     if times.t0.requires_grad:
         start = times.t0.to(z0) if times.t0.ndim == 0 else times.start
         z0 = carry(field, start, z0, -zero_shift(times.t0), problem.layout.rows)
-    forward = engine.solve(
+    linear = None
+    if watch is None and not transformed and linearized.serves(problem, options, field):
+        linear = _linearized(engine, problem, options, field, z0)
+    forward = linear or engine.solve(
         problem,
         options,
         field,
@@ -210,9 +218,36 @@ def _taped(
         elif n:  # what lies beyond an event is NaN
             shifted = shift_outputs(field, problem.with_times(times.head(n)), zs[:n])
             zs = torch.cat([shifted, zs[n:]])
-    for results in (zs, forward.marks):
+    for results in (zs, forward.marks) if linear is None else ():
         _count_taped_backward(results, field, forward.taped)
     return _part(engine, problem, options, field, forward, zs, forward.marks)
+
+
+def _linearized(
+    engine: TorchEngine, problem: ODEProblem, options: SolveOptions, field: FlatField, z0: Tensor
+) -> Forward | None:
+    """A solve with discrete gradients but no tape, see ``engines/torch/linearized.py``; None, and
+    nothing counted, where that way is closed."""
+
+    def solve(z0: Tensor, stats: Statistics, **how: Any) -> Forward:
+        own = engine.field(problem, options, problem.args, stats, field.autocast)
+        return engine.solve(problem, options, own, z0, **how)
+
+    def again(z0: Tensor) -> Tensor:
+        if [id(x) for x in closed_over(field.fn)] != before:
+            raise GradientError(_SWAPPED + "differentiate again before they are swapped back")
+        return solve(z0, Statistics(), taped=True).zs
+
+    before, stats = [id(x) for x in closed_over(field.fn)], Statistics()
+    with torch.no_grad():
+        forward = solve(z0.detach(), stats, record=True)
+    if forward.retcode is not Retcode.SUCCESS:
+        return None
+    zs = linearized.attached(problem, options, field, forward, z0, again)
+    if zs is None:
+        return None
+    field.stats.add(stats)
+    return replace(forward, zs=zs)
 
 
 def _count_taped_backward(results: Tensor | None, field: FlatField, taped: int | None) -> None:
@@ -368,9 +403,7 @@ def _check_backward(call: _Call) -> None:
         return
     if [id(x) for x in closed_over(call.field.fn)] != call.closed_over:
         raise GradientError(
-            "the field's parameters are other tensors now than in the forward pass (swapped in "
-            "by torch.func.functional_call, or reassigned). The adjoint evaluates the field "
-            "again and would use the wrong ones: use sensitivity='discrete'"
+            f"{_SWAPPED}use sensitivity='discrete', which does not evaluate the field again"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -202,15 +202,25 @@ def trainable_tensors(field: FlatField, t0: float, z0: Tensor) -> tuple[list[Ten
     Returns:
         The tensors, each once, and f(t0, z0), detached.
     """
-    found = {id(tensor): tensor for tensor in closed_over_trainables(field.fn)}
     with torch.enable_grad():
         value = field(t0, z0.detach())
-    known = {id(t.grad_fn) for t in found.values() if t.grad_fn is not None}
-    mine = {id(leaf) for leaf in pytree.tree_leaves(field.args) if isinstance(leaf, Tensor)}
+    mine = [leaf for leaf in pytree.tree_leaves(field.args) if isinstance(leaf, Tensor)]
+    return trainables_behind(value, field, mine), value.detach()
+
+
+def trainables_behind(value: Tensor, field: FlatField, beside: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors that require grad and that a value of the field depends on, each once.
+
+    Args:
+        beside: other tensors that it depends on, which are left out.
+    """
+    found = {id(tensor): tensor for tensor in closed_over_trainables(field.fn)}
+    others = {id(tensor): tensor for tensor in beside}
+    known = {id(x.grad_fn) for x in (*found.values(), *beside) if x.grad_fn is not None}
     for leaf in _graph_leaves(value, stop=known):
-        if id(leaf) not in mine:
+        if id(leaf) not in others:
             found.setdefault(id(leaf), leaf)
-    return list(found.values()), value.detach()
+    return list(found.values())
 
 
 def _closed_over(obj: Any, seen: set[int], depth: int = 0) -> Iterator[Tensor]:

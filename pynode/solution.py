@@ -68,6 +68,11 @@ class Statistics:
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
 
+    def add(self, other: Statistics) -> None:
+        """Count what another one counted, too."""
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
+
     def __str__(self) -> str:
         parts = [f"nfe {self.nfe}", f"{self.accepted} steps accepted, {self.rejected} rejected"]
         if self.jacobians:

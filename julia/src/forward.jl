@@ -69,7 +69,7 @@ function forward(
     # Reading adds to the slopes of a step where interpolants are lazy (vern7), and what is kept would have them.
     zs = keep == :dense ? read_afterwards(integrator, reads, u0) : read_on_the_way(integrator, reads, u0)
     sol = integrator.sol
-    retcode = get(RETCODES, sol.retcode, lowercase(string(sol.retcode)))
+    retcode = get(() -> lowercase(string(sol.retcode)), RETCODES, sol.retcode)
     stats = Stats(counts.rhs, sol.stats.naccept, sol.stats.nreject, sol.stats.njacs)
     return Forward(zs, reads, sol, field, String(solver), String(controller), dt !== nothing, keep, retcode, Float64(integrator.t), stats, counts)
 end

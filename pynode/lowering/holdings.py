@@ -80,7 +80,7 @@ def _held_by(obj: Any, seen: set[Any]) -> Iterable[Held]:
     if isinstance(obj, dict):
         return [Held("mapping", obj, list(obj.items()))]
     if isinstance(obj, type):
-        return _of_classes(obj, seen)
+        return _of_classes(obj, seen, makes=True)
     if isinstance(obj, types.SimpleNamespace) or not _of_library(type(obj)):
         return _of_object(obj, seen)
     return []
@@ -112,14 +112,21 @@ def _of_object(obj: Any, seen: set[Any]) -> Iterator[Held]:
     yield from _of_classes(type(obj), seen)
 
 
-def _of_classes(cls: type, seen: set[Any]) -> Iterator[Held]:
-    """Functions and plain values of a class and those that it inherits from."""
+def _of_classes(cls: type, seen: set[Any], makes: bool = False) -> Iterator[Held]:
+    """Functions and plain values of a class and those that it inherits from.
+
+    Args:
+        makes: objects of it may be made. Of those that are there what made them is done, and all
+            that it names may be far more than what they need.
+    """
     for base in cls.__mro__:
-        if _of_library(base) or ("class", id(base)) in seen:
+        if _of_library(base) or ("class", id(base), makes) in seen:
             continue
-        seen.add(("class", id(base)))
+        seen |= {("class", id(base), kind) for kind in {False, makes}}
         parts = []
         for name, value in vars(base).items():
+            if name in ("__init__", "__new__") and not makes:
+                continue
             if inspect.isfunction(value) or (
                 isinstance(value, (*PLAIN, *_CONTAINERS, staticmethod, classmethod, property))
                 and not name.startswith("__")

@@ -7,9 +7,10 @@ and where it does not, the slow comparison decides.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from itertools import repeat
-from operator import call, eq, is_
+from operator import attrgetter, call, eq, is_
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from pynode.lowering.holdings import MISSING, content, holdings
 
 _MISSING = repeat(MISSING)
+_CONTENTS = attrgetter("cell_contents")
 
 
 class Unchanged:
@@ -39,11 +41,11 @@ class Unchanged:
         self._sizes: tuple[list[Any], list[int]] = ([], [])
         self._entries: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
         self._sequences: list[tuple[Any, list[Any]]] = []
-        self._cells: list[tuple[Any, Any]] = []
+        self._cells: tuple[list[Any], list[Any]] = ([], [])
         self._attributes: tuple[list[Any], list[str], list[Any]] = ([], [], [])
         self._own: list[tuple[str, Any]] = []
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
-        self._constants = constants
+        self._constants = [x for x, _ in constants], [copy for _, copy in constants]
         watched = list(tensors)
         for held in holdings(fn):
             self._watch(fn, *held)
@@ -66,7 +68,8 @@ class Unchanged:
         elif kind == "sequence":
             self._sequences.append((owner, values))
         elif kind == "cell":
-            self._cells += [(owner, value) for value in values]
+            for kept, new in zip(self._cells, ([owner] * len(values), values), strict=True):
+                kept += new
         elif owner is fn:
             self._own += parts
         else:
@@ -89,22 +92,35 @@ class Unchanged:
         for owner, before in self._sequences:
             if len(owner) != len(before) or not all(map(is_, owner, before)):
                 return False
-        for cell, value in self._cells:
-            if content(cell) is not value:
-                return False
+        owners, values = self._cells
+        if not all(map(is_, _contents(owners), values)):
+            return False
         for name, value in self._own:
             if getattr(fn, name, MISSING) is not value:
                 return False
         owners, names, values = self._attributes
         if not all(map(is_, map(getattr, owners, names, _MISSING), values)):
             return False
-        return all(
-            np.array_equal(a, b, equal_nan=a.dtype.kind in "fc") for a, b in self._arrays
-        ) and (all(same(tensor, copy) for tensor, copy in self._constants))
+        arrays = (np.array_equal(a, b, equal_nan=a.dtype.kind in "fc") for a, b in self._arrays)
+        return all(arrays) and self._constants_hold()
+
+    def _constants_hold(self) -> bool:
+        with contextlib.suppress(RuntimeError):  # they are of two devices
+            if all(map(torch.equal, *self._constants)):
+                return True
+        return all(map(same, *self._constants))
+
+
+def _contents(cells: list[Any]) -> list[Any]:
+    try:
+        return list(map(_CONTENTS, cells))
+    except ValueError:  # a name is not bound yet
+        return list(map(content, cells))
 
 
 def same(tensor: Tensor, copy: Tensor) -> bool:
-    """Equal in shape, device and value, NaN being equal to NaN."""
-    if tensor.shape != copy.shape or tensor.device != copy.device:
+    """Equal in shape, dtype, device and value, NaN being equal to NaN."""
+    alike = tensor.shape == copy.shape and tensor.dtype == copy.dtype
+    if not alike or tensor.device != copy.device:
         return False
     return torch.equal(tensor, copy) or torch.allclose(tensor, copy, 0, 0, equal_nan=True)

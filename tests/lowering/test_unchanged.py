@@ -135,6 +135,28 @@ class Plain:
         return self.settings.rate * self.rate * RATE * z
 
 
+STARTS = 0.5
+
+
+class Made:
+    def __init__(self) -> None:
+        self.rate = STARTS
+
+    def __call__(self, t, z):
+        return self.rate * z
+
+
+class Makes(Made):
+    """Holds one of them and makes others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.kind = Made(), Made
+
+    def __call__(self, t, z):
+        return self.kind()(t, z)
+
+
 OUTSIDE = {
     "global number": (lambda t, z: RATE * z, lambda m: m.setattr(__name__ + ".RATE", 2.0)),
     "global of a function that is called": (
@@ -151,6 +173,14 @@ OUTSIDE = {
     "class attribute": (Plain(), lambda m: m.setattr(Plain, "rate", 2.0)),
     "class attribute of a part": (Plain(), lambda m: m.setattr(Settings, "offset", 2.0)),
     "method": (Plain(), lambda m: m.setattr(Plain, "scaled", lambda self, z: z)),
+    "what makes objects": (
+        lambda t, z: Made()(t, z),
+        lambda m: m.setattr(__name__ + ".STARTS", 2.0),
+    ),
+    "what makes objects like those held": (
+        Makes(),
+        lambda m: m.setattr(__name__ + ".STARTS", 2.0),
+    ),
 }
 
 
@@ -160,6 +190,13 @@ def test_a_change_outside_the_field_is_noticed(field, change, monkeypatch):
     assert unchanged.holds(field)
     change(monkeypatch)
     assert not unchanged.holds(field)
+
+
+def test_what_made_the_field_is_done(monkeypatch):
+    field = Made()
+    unchanged = Unchanged(field, [], [])
+    monkeypatch.setattr(__name__ + ".STARTS", 2.0)
+    assert unchanged.holds(field)
 
 
 INSIDE = {
