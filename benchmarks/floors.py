@@ -4,15 +4,18 @@
 as many evaluations as the solve made, each of the state that the one before returned, and for
 gradients one backward pass through all of them. A solver whose own work cost nothing would take
 that long. Of compiled ones the floor is what no compiler takes away: the field's matrix products,
-which a BLAS does at nearly the machine's rate.
+which a BLAS does at nearly the machine's rate. It needs Julia, and jax with diffrax, for the last
+table.
 """
 
 from __future__ import annotations
 
 import gc
 import math
+import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +30,8 @@ from benchmarks import machine
 from benchmarks.cases import Case, all_cases
 from benchmarks.contenders import Contender, all_contenders
 from benchmarks.contenders.torch_problem import TorchProblem
+from benchmarks.run import environment
+from pynode.engines.torch.linearized import MOST
 from pynode.field import FlatField
 from pynode.lowering import lower
 from pynode.solution import Statistics
@@ -71,6 +76,38 @@ than torchdiffeq a solver would be that did them alone, as often as torchdiffeq 
 |---|---|---:|---:|---:|---:|---:|---:|
 """
 LEAST = 4096
+
+SMALL = """
+## One small system, by the julia engine
+
+Of a call by the julia engine, in µs: *in Julia* is the solve there, *evaluations* the field's part
+of that, its number and the time of *each*; the rest of the call is Python's: a module's call, new
+tensors, looking whether times, parameters or the field have changed. *at most* is how many times
+faster than diffrax, whose whole call is one of XLA's, a call would be that were nothing but the
+solve, or nothing but the evaluations. (Both in loops that run alone in Julia, with warm caches.)
+
+| case | diffrax | pynode julia | × | in Julia | at most | evaluations | each | together | at most |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
+"""
+IN_JULIA = """
+(run, solver, rtol, atol) -> begin
+    exported = PyNode.Run.read_folder(run)
+    field, u0, p = exported.field, vec(exported.data["z0"]), vec(exported.data["p"])
+    reads, du = PyNode.Reads(exported.data["ts"], length(u0)), similar(u0)
+    options = (; solver, rtol, atol, controller = "i", keep = :nothing)
+    solve() = PyNode.forward(field, u0, p, reads; options...)
+    evaluate() = PyNode.rhs!(du, field, u0, p, 0.0)
+    function best(f, n)
+        times = map(1:30) do _
+            start = time_ns()
+            foreach(_ -> f(), 1:n)
+            (time_ns() - start) / n
+        end
+        minimum(times) / 1000
+    end
+    [best(solve, 500), best(evaluate, 20_000), solve().stats.nfe]
+end
+"""
 
 
 class Operations(TorchDispatchMode):
@@ -177,7 +214,33 @@ def product_row(case: Case, mode: str, contenders: dict[str, Contender]) -> str:
     )
 
 
+def small_row(case: Case, contenders: dict[str, Contender]) -> str:
+    """One line of the third table."""
+    from juliacall import Main
+
+    from pynode import NeuralODE
+
+    def calls(name: str) -> Callable[[], Any]:
+        run = contenders[name].prepare(case, "forward", "cpu").run
+        return lambda: [run() for _ in range(100)]
+
+    theirs, ours = (10 * ms for ms in medians([calls("diffrax"), calls("pynode julia")]))
+    p = TorchProblem(case, "cpu", False)
+    options = {"solver": "dp5", "rtol": case.rtol, "atol": case.atol, "controller": "i"}
+    with tempfile.TemporaryDirectory() as folder:
+        node = NeuralODE(p.field, engine="julia", **options)
+        node.export(f"{folder}/run", z0=p.z0, t=p.times)
+        inside = Main.seval(IN_JULIA)(f"{folder}/run", "dp5", case.rtol, case.atol)
+    solve, each, evaluations = (float(x) for x in inside)
+    return (
+        f"| {case.name} | {theirs:.0f} | {ours:.0f} | {theirs / ours:.2f} | {solve:.0f} | "
+        f"{theirs / solve:.2f} | {evaluations:.0f} | {each:.3f} | {evaluations * each:.0f} | "
+        f"{theirs / (evaluations * each):.2f} |"
+    )
+
+
 def main() -> int:
+    os.environ.update(environment(1))  # of jax and Julia, which are yet to start
     torch.set_num_threads(1)
     threadpool_limits(1)
     contenders = {c.name: c for c in all_contenders()}
@@ -192,13 +255,24 @@ def main() -> int:
     ]
     for case in all_cases(False):
         if case.name in CASES:
-            lines += [row(case, mode, contenders) for mode in ("forward", "gradient/discrete")]
+            # Discrete gradients of small states do not evaluate one by one (linearized.py).
+            modes = ["forward"] if case.z0.size <= MOST else ["forward", "gradient/discrete"]
+            lines += [row(case, mode, contenders) for mode in modes]
             print(case.name, file=sys.stderr, flush=True)
     lines.append(PRODUCTS.format(least=LEAST).rstrip())
     for case in all_cases(False):
         if case.name in HEAVY:
             modes = ("forward", "gradient/discrete")
             lines += [product_row(case, mode, contenders) for mode in modes]
+    for name in ("diffrax", "pynode julia"):
+        why = contenders[name].missing("cpu")
+        if why:
+            raise SystemExit(f"the third table needs {name}: {why}")
+        contenders[name].start(1)
+    lines.append(SMALL.rstrip())
+    for case in all_cases(False):
+        if case.name.startswith("spiral-b1-"):
+            lines.append(small_row(case, contenders))
     PAGE.write_text("\n".join(lines) + "\n")
     print(PAGE.name)
     return 0

@@ -84,7 +84,10 @@ def export(
     times = np.array(problem.times.values)
     if len(np.unique(times)) < len(times):
         raise InputError("export takes times that are all different")
-    data = {"z0": flat, "p": lowered.flat_parameters(), "ts": torch.tensor(times)}
+    data = {"z0": flat, "ts": torch.tensor(times)}
+    parameters = lowered.flat_parameters()
+    if len(parameters):  # Julia's reader stumbles over empty arrays
+        data["p"] = parameters
     given = {"targets": targets, "weights": weights, "z0s": z0s}
     for name, value in given.items():
         if value is not None:

@@ -3,6 +3,7 @@
 import json
 import tomllib
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -33,6 +34,11 @@ def test_options_that_julia_does_not_have_are_errors(options, tmp_path):
     with pytest.raises(InputError, match="julia"):
         node(**options).export(tmp_path / "run", torch.ones(2), T)
     assert not (tmp_path / "run").exists()
+
+
+def test_of_no_parameters_there_is_no_array(tmp_path):
+    NeuralODE(lambda z: -z).export(tmp_path, torch.ones(2), T)
+    assert set(np.load(tmp_path / "data.npz").files) == {"z0", "ts"}
 
 
 def test_discrete_gradients_are_written_down_with_all_programs(tmp_path):

@@ -45,12 +45,13 @@ function read_folder(folder)
     get(options, "format", "") == "pynode-run" && get(options, "version", 0) == 1 ||
         refuse(problem, " is not version 1 of a pynode-run")
     data = try
-        npzread(joinpath(folder, "data.npz"))
+        Dict{String, Any}(npzread(joinpath(folder, "data.npz")))
     catch error
         refuse("cannot read ", joinpath(folder, "data.npz"), ": ", first(sprint(showerror, error), 200))
     end
     field = load_field(joinpath(folder, "field.json"))
     n, p = field.rows * field.width, field.f.sizes[5]
+    p == 0 && get!(data, "p", number_type(field)[])
     for (name, size) in (("z0", n), ("p", p))
         haskey(data, name) && length(data[name]) == size || refuse("data.npz has no ", name, " of ", size, " numbers")
     end
@@ -113,6 +114,7 @@ end
 
 function train_command(run::Exported, options)
     haskey(run.data, "targets") || refuse("data.npz has no targets: export with targets=...")
+    isempty(run.data["p"]) && refuse("the field has no parameters to train")
     targets = permutedims(run.data["targets"])
     checkpoint = joinpath(run.folder, "checkpoint.npz")
     T = number_type(run.field)

@@ -170,6 +170,27 @@ def julia(folder, command: str, *options: str, flags=()) -> subprocess.Completed
     )
 
 
+@pytest.mark.parametrize("sensitivity", ["gauss", "discrete"])
+def test_an_exported_run_without_parameters(sensitivity, tmp_path):
+    field = mlp(3, 8).double().requires_grad_(False)
+    node = NeuralODE(field, sensitivity=sensitivity, rtol=1e-8, atol=1e-8)
+    z0, t = plain(4).double().requires_grad_(), torch.linspace(0, 1, 5, dtype=torch.float64)
+    zs = node(z0, t)
+    folder = node.export(tmp_path / "run", z0, t, targets=torch.zeros_like(zs))
+    for command in ("solve", "gradient"):
+        done = julia(folder, command)
+        assert done.returncode == 0, done.stderr
+    found = results(folder)
+    torch.testing.assert_close(
+        found["solution"]["zs"], zs.detach().reshape(5, -1), rtol=1e-6, atol=0
+    )
+    (grad,) = torch.autograd.grad(zs.sum(), z0)
+    torch.testing.assert_close(found["gradient"]["z0"], grad.reshape(-1), rtol=1e-5, atol=0)
+    assert found["gradient"]["p"].shape == (0,)
+    done = julia(folder, "train")
+    assert done.returncode == 2 and "no parameters to train" in done.stderr
+
+
 def test_an_exported_run_without_python(tmp_path):
     """Solve, gradient and training in Julia alone agree with the torch engine's."""
     torch.manual_seed(0)
