@@ -37,7 +37,7 @@ class Plan:
         threads: numbers of threads, one run each.
         minutes: for all of it; cases that do not fit any more are rows that say so.
         limit: seconds after which one call of a contender is given up and its process ended; a
-            third of it, where its Python can be interrupted.
+            fifth of it, where its Python can be interrupted.
         kinds: ``forward`` and kinds of gradients to measure; None for all.
     """
 
@@ -138,7 +138,7 @@ class Measuring:
                 "device": self.plan.device,
                 "quick": self.plan.quick,
                 "budget": self.budget,
-                "patience": self.plan.limit / 3,
+                "patience": self.plan.limit / 5,
                 "skip": self.skip,
                 "kinds": self.plan.kinds,
                 "journal": str(journal),
@@ -233,13 +233,13 @@ def slower_gradients(rows: list[Row]) -> list[tuple[str, str, str]]:
 
 
 def _budget(plan: Plan) -> float:
-    """Seconds for the rounds of each row: a fifth of the time, shared by all rows."""
+    """Seconds for the rounds of each row: an eighth of the time, shared by all rows."""
     wanted = [c for c in all_contenders() if c.name in plan.contenders]
     rows = 0
     for case in plan.cases:
         times = len(plan.threads) if case.parallel else 1
         rows += times * sum(len(c.modes(case)) for c in wanted)
-    return min(8.0, plan.minutes * 60 / 5 / max(rows, 1))
+    return min(8.0, plan.minutes * 60 / 8 / max(rows, 1))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -38,9 +38,10 @@ class Diffrax(Contender):
     def modes(self, case: Case) -> list[str]:
         if self.per_sample and (len(case.z0) == 1 or case.growth):
             return []
-        # By vmap, backsolve would carry a gradient of all parameters for each sample.
-        one = case.stiff or self.per_sample
-        return allowed(case, ("discrete",) if one else ("discrete", "backsolve"))
+        if self.per_sample:  # backsolve would carry a gradient of all parameters for each sample
+            return allowed(case, ("discrete",))
+        # Of stiff samples solved as one, with one Jacobian, gradients take minutes to compile.
+        return allowed(case, () if case.stiff else ("discrete", "backsolve"))
 
     def prepare(self, case: Case, mode: str, device: str) -> Task:
         import jax
