@@ -22,18 +22,20 @@ def draw(result: Result, path: Path) -> None:
     measured = {row.case for row in result.rows if row.times}  # a short run leaves cases out
     growing = sorted({axis for case, (axis, _) in result.growth.items() if case in measured})
     cases = [case for case in result.titles if case in measured and case not in result.growth]
-    rows = 1 + 2 * bool(growing)
-    height = max(3.0, 0.35 * len(cases) + 1.5) + 5.0 * bool(growing)
+    grown = ["time"] if growing else []
+    if any(row.memory for row in result.rows if row.case in result.growth):
+        grown.append("memory")
+    height = max(3.0, 0.35 * len(cases) + 1.5) + 2.5 * len(grown)
     figure = plt.figure(figsize=(11, height), layout="constrained")
-    weights = [0.35 * len(cases) + 1.5, *([2.5, 2.5] if growing else [])]
-    parts = figure.subfigures(rows, 1, height_ratios=weights, squeeze=False)[:, 0]
+    weights = [0.35 * len(cases) + 1.5, *[2.5 for _ in grown]]
+    parts = figure.subfigures(len(weights), 1, height_ratios=weights, squeeze=False)[:, 0]
     names = list(dict.fromkeys(r.contender for r in result.rows if r.contender != "all"))
     style = {
         name: {"color": f"C{i}", "marker": MARKERS[i % len(MARKERS)]}
         for i, name in enumerate(names)
     }
     _ratios(parts[0], result, cases, style)
-    for part, what in zip(parts[1:], ("time", "memory"), strict=False):
+    for part, what in zip(parts[1:], grown, strict=True):
         _growth(part, result, growing, style, what)
     figure.savefig(path, dpi=110)
     plt.close(figure)
