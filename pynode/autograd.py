@@ -229,18 +229,18 @@ def _linearized(
     """A solve with discrete gradients but no tape, see ``engines/torch/linearized.py``; None, and
     nothing counted, where that way is closed."""
 
-    def solve(z0: Tensor, stats: Statistics, **how: Any) -> Forward:
-        own = engine.field(problem, options, problem.args, stats, field.autocast)
+    def solve(z0: Tensor, args: Any, stats: Statistics, **how: Any) -> Forward:
+        own = engine.field(problem, options, args, stats, field.autocast)
         return engine.solve(problem, options, own, z0, **how)
 
-    def again(z0: Tensor) -> Tensor:
+    def again(z0: Tensor, args: Any) -> Tensor:
         if [id(x) for x in closed_over(field.fn)] != before:
             raise GradientError(_SWAPPED + "differentiate again before they are swapped back")
-        return solve(z0, Statistics(), taped=True).zs
+        return solve(z0, args, Statistics(), taped=True).zs
 
     before, stats = [id(x) for x in closed_over(field.fn)], Statistics()
     with torch.no_grad():
-        forward = solve(z0.detach(), stats, record=True)
+        forward = solve(z0.detach(), problem.args, stats, record=True)
     if forward.retcode is not Retcode.SUCCESS:
         return None
     zs = linearized.attached(problem, options, field, forward, z0, again)

@@ -152,6 +152,28 @@ def test_second_derivatives():
     assert torch.autograd.gradgradcheck(outputs, inputs, atol=1e-5)
 
 
+def test_second_derivatives_where_everything_depends_on_one_parameter(tape):
+    """A solve that begins where another by the same field ended, args made of what it holds."""
+    rate = nn.Parameter(torch.tensor(0.7))
+
+    def field(t, z, args):
+        return (rate * z + args[0] * z.sin()).flip(-1) + args[1] * args[0]
+
+    node = NeuralODE(field, sensitivity="discrete", rtol=1e-3, atol=1e-3)
+
+    def derivatives():
+        z0, scale = torch.ones(1, 2) * rate.cos(), rate.exp()
+        for _ in range(2):
+            z0 = node(z0, torch.tensor([0.0, 0.4]), (scale, scale))[-1]
+        (first,) = torch.autograd.grad(z0.square().sum(), rate, create_graph=True)
+        (second,) = torch.autograd.grad(first, rate)
+        return first.detach(), second
+
+    found = derivatives()
+    tape()
+    assert_same(found, derivatives())
+
+
 @pytest.mark.parametrize("kind", [torch.Tensor, nn.Parameter])
 def test_swapped_parameters(kind):
     """Solves with tensors of functional_call's are taped, unless these look like the own."""

@@ -32,10 +32,12 @@ from pynode.engines.torch.runge_kutta import Coefficients, Piece, coefficients
 from pynode.engines.torch.steppers import METHODS
 from pynode.engines.torch.tableau import Tableau
 from pynode.engines.torch.trajectory import StepLog
-from pynode.field import FlatField, trainables_behind
+from pynode.field import FlatField, closed_over_trainables, trainables_behind
 from pynode.options import SolveOptions
 from pynode.problem import ODEProblem
 from pynode.solution import Statistics
+
+Again = Callable[[Tensor, Any], Tensor]
 
 MOST = 8
 """Entries of a state up to which N products of all stages cost little beside a tape."""
@@ -55,9 +57,11 @@ def serves(problem: ODEProblem, options: SolveOptions, field: FlatField) -> bool
 
 
 def _fits(fn: Any) -> bool:
-    """Whether a field has not been found unfit, nor holds tensors that will be swapped back: for
-    second derivatives it would be evaluated again."""
+    """Whether a field has not been found unfit, nor holds tensors that will be swapped back or were
+    computed from others: for second derivatives it is evaluated again, on what it holds."""
     if isinstance(fn, nn.Module) and not all(isinstance(p, nn.Parameter) for p in fn.parameters()):
+        return False
+    if any(x.grad_fn is not None for x in closed_over_trainables(fn)):
         return False
     try:
         return _lasting(fn) not in _UNFIT
@@ -163,14 +167,29 @@ class Steps:
         return lam + grad[: self._begin].sum(0), found.reshape(self.k.shape)
 
 
+class _Gate(torch.autograd.Function):
+    """The identity. Closed, nothing goes back through it: a gradient of what is behind it, taken
+    beside that of the result, is then without the way through the result."""
+
+    @staticmethod
+    def forward(ctx: Any, closed: list[bool], x: Tensor) -> Tensor:
+        ctx.closed = closed
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None]:
+        return None, None if ctx.closed[0] else grad
+
+
 class _Linearized(torch.autograd.Function):
     """The outputs of steps, which depend on the first state and on the stages."""
 
     @staticmethod
     def forward(
-        ctx: Any, steps: Steps, again: Callable, zs: Tensor, z0: Tensor, k: Tensor, *rest: Tensor
-    ) -> Tensor:
-        ctx.steps, ctx.again = steps, again
+        ctx: Any, steps: Steps, again: Again, args: Any, zs: Tensor, z0: Tensor, k: Tensor,
+        *rest: Tensor,
+    ) -> Tensor:  # fmt: skip
+        ctx.steps, ctx.again, ctx.args = steps, again, args
         ctx.save_for_backward(z0, *rest)
         return zs.view_as(zs)
 
@@ -178,14 +197,28 @@ class _Linearized(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z0, *rest = ctx.saved_tensors
         if not torch.is_grad_enabled():
-            return (None, None, None, *ctx.steps.pull(grad), *[None] * len(rest))
-        # Gradients that are differentiated again: of the same steps on the tape.
-        inputs = [x for x in (z0, *rest) if x.requires_grad]
-        grads = iter(
-            torch.autograd.grad(ctx.again(z0), inputs, grad, create_graph=True, allow_unused=True)
-        )
-        of_z0, *others = (next(grads) if x.requires_grad else None for x in (z0, *rest))
-        return (None, None, None, of_z0, None, *others)
+            return (None, None, None, None, *ctx.steps.pull(grad), *[None] * len(rest))
+        # Gradients that are differentiated again: of the same steps on the tape. z0 and args may
+        # depend on each other and on what the field holds; each is to get its own part alone.
+        closed = [True]
+        twins = {id(x): _Gate.apply(closed, x) for x in _differentiable(ctx.args)}
+        args = pytree.tree_map(lambda x: twins.get(id(x), x), ctx.args)
+        start = _Gate.apply(closed, z0)
+        inputs = [start, *twins.values(), *rest[len(twins) :]]
+        wanted = [x for x in inputs if x.requires_grad]
+        zs = ctx.again(start, args)
+        found = torch.autograd.grad(zs, wanted, grad, create_graph=True, allow_unused=True)
+        closed[0] = False
+        grads = iter(found)
+        of_z0, *others = (next(grads) if x.requires_grad else None for x in inputs)
+        return (None, None, None, None, of_z0, None, *others)
+
+
+def _differentiable(args: Any) -> list[Tensor]:
+    """The tensors of args that require grad, each once."""
+    leaves = pytree.tree_leaves(args)
+    given = {id(x): x for x in leaves if isinstance(x, Tensor) and x.requires_grad}
+    return list(given.values())
 
 
 def attached(
@@ -194,13 +227,14 @@ def attached(
     field: FlatField,
     forward: Forward,
     z0: Tensor,
-    again: Callable[[Tensor], Tensor],
+    again: Again,
 ) -> Tensor | None:
     """The outputs of a recorded solve with their gradients; None where the field cannot be
     evaluated so.
 
     Args:
-        again: the outputs for a z0 by the same steps on autograd's tape, for second derivatives.
+        again: the outputs for z0 and args by the same steps on autograd's tape, for second
+            derivatives.
     """
     method, log = METHODS[options.solver], forward.log
     assert isinstance(method, Tableau) and isinstance(log, StepLog)
@@ -209,6 +243,6 @@ def attached(
     if not steps.evaluate(field):
         _UNFIT.add(_lasting(field.fn))
         return None
-    given = [x for x in pytree.tree_leaves(field.args) if isinstance(x, Tensor) and x.requires_grad]
+    given = _differentiable(field.args)
     found = trainables_behind(steps.k, field, [steps.u, *given])
-    return _Linearized.apply(steps, again, forward.zs, z0, steps.k, *given, *found)
+    return _Linearized.apply(steps, again, field.args, forward.zs, z0, steps.k, *given, *found)
