@@ -7,14 +7,12 @@ arrays. The same formula, in the library's own functions, runs for every contend
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 Field = Callable[["Ops", Any, Any, Sequence[Any]], Any]
 
 
-@dataclass(frozen=True)
-class Ops:
+class Ops(NamedTuple):
     """What a field needs of an array library; ``linear(x, W, b)`` is x Wᵀ + b."""
 
     linear: Callable[[Any, Any, Any], Any]

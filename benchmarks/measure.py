@@ -24,6 +24,8 @@ from benchmarks.reference import slope_error, state_error
 
 BLOCK = 0.01
 """Seconds: shorter runs are repeated to last this long, and their mean is one time."""
+WARM = 10
+"""One of so many repeats is made before the clock starts."""
 ROUNDS = 15
 SLOW = 3.0
 """Seconds: of what takes longer, and whose first call is like the others, one is made."""
@@ -174,9 +176,13 @@ def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def _mean_time(run: Callable[[], Any], repeats: int) -> float:
+    """Seconds a call, after some that are not counted: the contender before and the collection
+    have emptied the processor's caches."""
     gc.collect()
     gc.disable()
     try:
+        for _ in range(repeats // WARM):
+            run()
         start = time.perf_counter()
         for _ in range(repeats):
             run()

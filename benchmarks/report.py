@@ -108,8 +108,8 @@ def markdown(result: Result, picture: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-HOW_TO_READ = """All contenders run in one process, taking turns (A B A B …), warm, on the same
-arrays, by the method of Dormand and Prince with the same tolerances; for stiff cases each by
+HOW_TO_READ = """All contenders run in one process, taking turns (A B A B …), warm (short calls are
+repeated for 10 ms, after a tenth as many that are not counted), on the same arrays, by the method of Dormand and Prince with the same tolerances; for stiff cases each by
 the stiff method it has. (pynode with `controller="i"`, which torchdiffeq's and diffrax's
 controllers are; its own default takes smaller steps at loose tolerances.) *×* is how
 many times faster than torchdiffeq, the median over the rounds, with the smallest and the

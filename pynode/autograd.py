@@ -97,7 +97,8 @@ def run(problem: ODEProblem, options: SolveOptions) -> Solution:
     return solution
 
 
-def _engine(options: SolveOptions, device: torch.device) -> Any:
+def engine_of(options: SolveOptions, device: torch.device) -> Any:
+    """The engine that solves by these options for a state on that device."""
     # Compiled engines are imported when asked for: they trace fields, which needs much of torch.
     if options.compile and device.type == "cuda":
         from pynode.engines.torch.graphed.engine import GraphedEngine
@@ -126,7 +127,7 @@ def integrate(
     """
     device = problem.layout.device
     autocast = active_autocast(device)
-    engine = engine or _engine(options, device)
+    engine = engine or engine_of(options, device)
     field = engine.field(problem, options, problem.args, stats, autocast)
     with without_autocast(device, autocast):
         return _integrate(engine, problem, options, field, watch)

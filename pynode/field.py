@@ -6,7 +6,8 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,23 +55,34 @@ def calling_form(fn: UserField, with_args: bool) -> str:
     )
 
 
-_COUNTS: weakref.WeakKeyDictionary[Any, dict[Any, tuple[int, int, bool] | None]]
-_COUNTS = weakref.WeakKeyDictionary()
+class _Counted(NamedTuple):
+    """Positional parameters that are required, that can be given, and whether any number can, of a
+    function with this code and these defaults."""
+
+    bound: bool
+    code: Any
+    defaults: Any
+    counts: tuple[int, int, bool] | None
+
+
+_COUNTED: weakref.WeakKeyDictionary[Any, _Counted] = weakref.WeakKeyDictionary()
 """What :func:`_positional` found: inspecting a signature takes longer than a small solve."""
 
 
 def _positional(target: Callable[..., Any]) -> tuple[int, int, bool] | None:
-    """Positional parameters that are required, that can be given, and whether any number can."""
-    bound = inspect.ismethod(target)
-    code: Any = target.__func__ if bound else target  # type: ignore[attr-defined]
-    if not inspect.isfunction(code):
+    bound = type(target) is MethodType
+    function: Any = target.__func__ if bound else target  # type: ignore[attr-defined]
+    if type(function) is not FunctionType:
         return _inspected(target)
-    known = _COUNTS.setdefault(code, {})
-    key = (bound, code.__code__, id(code.__defaults__))
-    if key not in known:
-        known.clear()
-        known[key] = _inspected(target)
-    return known[key]
+    code, defaults, known = function.__code__, function.__defaults__, _COUNTED.get(function)
+    if (
+        known is None
+        or known.bound is not bound
+        or known.code is not code
+        or known.defaults is not defaults
+    ):
+        known = _COUNTED[function] = _Counted(bound, code, defaults, _inspected(target))
+    return known.counts
 
 
 def _inspected(target: Callable[..., Any]) -> tuple[int, int, bool] | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pynode.again import Again
 from pynode.events import Event
 from pynode.export import export
 from pynode.field import UserField
@@ -44,6 +45,8 @@ class NeuralODE(nn.Module):
         >>> zs = node(torch.randn(16, 2), torch.linspace(0, 1, 10))  # (10, 16, 2)
     """
 
+    _again: Again | None = None
+
     def __init__(self, field: UserField, **options: Any) -> None:
         super().__init__()
         self.field = field
@@ -64,7 +67,16 @@ class NeuralODE(nn.Module):
         Raises:
             InputError, FieldError, SolveError: see :func:`pynode.solve`.
         """
-        return self._run(ODEProblem(self.field, z0, t, args, t0), self.options).zs
+        if self._again is not None and args is None and t0 is None:
+            found = self._again(self.field, z0, t, self.options)
+            if found is not None:
+                zs, stats = found
+                self._note("stats", stats)
+                return zs
+        problem = ODEProblem(self.field, z0, t, args, t0)
+        zs = self._run(problem, self.options).zs
+        self._note("_again", Again.of(problem, self.options))
+        return zs
 
     def solve(
         self,
@@ -84,8 +96,14 @@ class NeuralODE(nn.Module):
 
     def _run(self, problem: ODEProblem, options: SolveOptions) -> Solution:
         solution = run(problem, options)
-        object.__setattr__(self, "stats", solution.stats)  # Module's own looks for parameters
+        self._note("stats", solution.stats)
         return solution
+
+    def _note(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # Module's own looks for parameters
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_again"}
 
     def export(
         self, folder: str | Path, z0: State, t: Any, args: Any = None, **more: State

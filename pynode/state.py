@@ -147,6 +147,8 @@ class StateLayout:
         """A vector (..., size) as the user's state, leading dimensions kept."""
         if self.plain and flat.ndim == 1:
             return flat.view(self.shapes[0])
+        if self.plain and flat.ndim == 2:  # as below, without what slicing a shape costs
+            return flat.reshape(flat.shape[0], *self.shapes[0])
         lead = flat.shape[:-1]
         if self.plain:
             return flat.reshape((*lead, *self.shapes[0]))

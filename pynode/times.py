@@ -21,7 +21,7 @@ class OneSolveError(InputError):
 
 
 @dataclass(frozen=True)
-class _Checked:
+class Checked:
     """Shared times as they were when they were checked last: to look at each again would take as
     long as some solves."""
 
@@ -43,11 +43,14 @@ class Times:
             differentiable (often a view of ``t``).
         start, end: first and furthest time, as numbers.
         direction: 1.0 forwards, -1.0 backwards in time.
+        checked: what other times are compared with to be known as these; None where each sample
+            has its own, or ``t0`` was given.
     """
 
     values: list[Any]
+    checked: Checked | None = None
     _t0: Tensor | None = None
-    _last: _Checked | None = None
+    _last: Checked | None = None
 
     def __init__(self, t: Any, t0: Any = None) -> None:
         self.t = _as_tensor(t)
@@ -56,11 +59,12 @@ class Times:
         if t0 is None and last is not None and last.are(self.t):
             self.values = last.values
             self.start, self.end, self.direction = last.span
+            self.checked = last
             return
         self._check(t0)
         if t0 is None and not self.per_sample:
             span = (self.start, self.end, self.direction)
-            Times._last = _Checked(self.t.detach().clone(), self.values, span)
+            self.checked = Times._last = Checked(self.t.detach().clone(), self.values, span)
 
     def _check(self, t0: Any) -> None:
         self.values = self.t.detach().tolist()
@@ -72,7 +76,7 @@ class Times:
     def head(self, n: int) -> Times:
         """The first n of shared times, with start and direction as they are."""
         part = copy.copy(self)
-        part.t, part.values = self.t[:n], self.values[:n]
+        part.t, part.values, part.checked = self.t[:n], self.values[:n], None
         return part
 
     def _initial_time(self, t0: Any, rows: list[list[float]]) -> tuple[Tensor, float]:

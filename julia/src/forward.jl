@@ -6,6 +6,8 @@ struct Stats
     jacobians::Int
 end
 
+total(stats) = Stats((sum(one -> getfield(one, name), stats) for name in fieldnames(Stats))...)
+
 """
 What a forward solve leaves.
 
@@ -66,12 +68,17 @@ function forward(
     integrator, counts = start(
         field, u0, p, (reads.start, reads.stop); solver, rtol, atol, dt, adaptive, max_steps, dt_max, tstops = stops, controller, keep,
     )
+    return finish(integrator, counts, field, u0, reads, String(solver), String(controller), dt !== nothing, keep)
+end
+
+"""All steps of an integrator, a type of which `forward` learns only when it is there."""
+function finish(integrator, counts::Counts, field, u0, reads::Reads, solver::String, controller::String, fixed::Bool, keep::Symbol)
     # Reading adds to the slopes of a step where interpolants are lazy (vern7), and what is kept would have them.
     zs = keep == :dense ? read_afterwards(integrator, reads, u0) : read_on_the_way(integrator, reads, u0)
     sol = integrator.sol
     retcode = get(() -> lowercase(string(sol.retcode)), RETCODES, sol.retcode)
     stats = Stats(counts.rhs, sol.stats.naccept, sol.stats.nreject, sol.stats.njacs)
-    return Forward(zs, reads, sol, field, String(solver), String(controller), dt !== nothing, keep, retcode, Float64(integrator.t), stats, counts)
+    return Forward(zs, reads, sol, field, solver, controller, fixed, keep, retcode, Float64(integrator.t), stats, counts)
 end
 
 """An integrator at the beginning of a span, and the counts of what it evaluates."""

@@ -191,7 +191,7 @@ function solve_joint(::Type{T}, field, solver, i, x) where {T}
     found = solve_one(field, copy(array(field, T, i[Z0], i[N])), p, reads_of(i, x), solver, i, x)
     copyto!(array(field, T, i[ZS], i[WIDTH], i[TIMES]), found.zs)
     settle(field)
-    count!(i, (found,))
+    count!(i, found.stats)
     x[5] = found.t
     return found.retcode, keep(found, i), -1
 end
@@ -205,7 +205,7 @@ function solve_each(::Type{T}, field, solver, i, x) where {T}
         write_own!(zs, own[b], b, one.zs)
         one
     end
-    count!(i, found)
+    count!(i, PyNode.total(map(one -> one.stats, found)))
     failed = findfirst(one -> one.retcode != "success", found)
     worst = something(failed, 1)
     x[5] = found[worst].t
@@ -240,10 +240,8 @@ function on_threads(f, count, field)
     return results
 end
 
-function count!(i, solves)
-    for (place, name) in ((NFE, :nfe), (ACCEPTED, :accepted), (REJECTED, :rejected), (JACOBIANS, :jacobians))
-        i[place] = sum(one -> getfield(one.stats, name), solves)
-    end
+function count!(i, stats::PyNode.Stats)
+    i[NFE], i[ACCEPTED], i[REJECTED], i[JACOBIANS] = stats.nfe, stats.accepted, stats.rejected, stats.jacobians
 end
 
 function keep(found, i)

@@ -15,6 +15,7 @@ function mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
     k == 3 && return narrow!(Val(3), m, n, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
     k == 4 && return narrow!(Val(4), m, n, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
     from_blas = m * n * k >= BLAS_FROM
+    m == 1 && tb && k >= 8 && !from_blas && return dots!(n, k, out, a, ta ? lda : 1, b, ldb, add, c, cj)
     inplace = add && c == out && (m == 1 || ci == ldc) && (n == 1 || cj == 1)
     inplace || from_blas && !add || start!(m, n, out, ldc, add, c, ci, cj)
     from_blas ? gemm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add) :
@@ -133,6 +134,14 @@ end
 
 @inline chain(::Tuple{}, ::Tuple{}, sum) = sum
 @inline chain(s::Tuple, y::Tuple, sum) = chain(Base.tail(s), Base.tail(y), muladd(s[1], y[1], sum))
+
+"""A single row: as many sums of products, each with what it is added to."""
+function dots!(n, k, out, x, sx, b, ldb, add, c, cj)
+    for j in 0:(n - 1)
+        sum = dot_strided(k, x, sx, step(b, j * ldb))
+        put!(out, j, add ? at(c, j * cj) + sum : sum)
+    end
+end
 
 function small_mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb)
     ai, al = ta ? (1, lda) : (lda, 1)

@@ -57,7 +57,8 @@ function read_on_the_way(integrator, reads::Reads, u0::AbstractVector{T}) where 
         zs[:, next] = view(u0, places(reads, next))
         next += 1
     end
-    for _ in integrator
+    while !SciMLBase.done(integrator)  # what `for _ in integrator` does, which allocates at each step
+        step!(integrator)
         stretch!(integrator)
         next = read_step!(zs, integrator, reads, next)
     end

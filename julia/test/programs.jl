@@ -73,6 +73,18 @@ end
     end
 end
 
+@testset "no allocation by steps" begin
+    field, z, p, _ = mlp("mlp_batch.json")
+    @testset "$solver" for solver in ("dp5", "tsit5")
+        used(n) = begin
+            solve() = forward(field, z, p, [0.0, 10.0]; solver, adaptive = false, dt = 10.0 / n, keep = :nothing)
+            solve()
+            @allocated solve()
+        end
+        @test used(500) == used(10)
+    end
+end
+
 @testset "gradients of a lowered field" begin
     field, z, p, _ = mlp("mlp_batch.json")
     ts = [0.0, 0.4, 1.1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from itertools import repeat
-from operator import attrgetter, call, eq, is_
+from operator import attrgetter, call, is_
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,7 @@ class Unchanged:
     def holds(self, fn: Any) -> bool:
         """Whether every part is the very object that it was, and every constant has its value."""
         owners, sizes = self._sizes
-        if not all(map(eq, map(len, owners), sizes)):
+        if list(map(len, owners)) != sizes:
             return False
         getters, keys, values = self._entries
         if not all(map(is_, map(call, getters, keys, _MISSING), values)):
@@ -101,8 +101,10 @@ class Unchanged:
         owners, names, values = self._attributes
         if not all(map(is_, map(getattr, owners, names, _MISSING), values)):
             return False
-        arrays = (np.array_equal(a, b, equal_nan=a.dtype.kind in "fc") for a, b in self._arrays)
-        return all(arrays) and self._constants_hold()
+        for a, b in self._arrays:
+            if not np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"):
+                return False
+        return not self._constants[0] or self._constants_hold()
 
     def _constants_hold(self) -> bool:
         with contextlib.suppress(RuntimeError):  # they are of two devices
