@@ -109,10 +109,10 @@ def markdown(result: Result, picture: str) -> str:
 
 
 HOW_TO_READ = """All contenders run in one process, taking turns (A B A B …), warm (short calls are
-repeated for 10 ms, after a tenth as many that are not counted), on the same arrays, by the method
-of Dormand and Prince with the same tolerances; for stiff cases each by the stiff method it has. (pynode with `controller="i"`, which torchdiffeq's and diffrax's
-controllers are; its own default takes smaller steps at loose tolerances.) *×* is how
-many times faster than torchdiffeq, the median over the rounds, with the smallest and the
+repeated for 10 ms, after a tenth as many that are not counted), on the same arrays, by the
+method of Dormand and Prince with the same tolerances; for stiff cases each by the stiff
+method it has. (pynode with `controller="i"`, which torchdiffeq's and diffrax's controllers are; its
+own default takes smaller steps at loose tolerances.) *×* is how many times faster than torchdiffeq, the median over the rounds, with the smallest and the
 largest in brackets (no spread where slow calls left time for one round only): forward against
 its forward, gradients (forward pass included) against its backpropagation through `odeint` and
 against `odeint_adjoint`. *error* is that of the states (RMS) or, where it is larger, of the
