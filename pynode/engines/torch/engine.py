@@ -16,6 +16,7 @@ from pynode.engines.torch.crossings import Watch
 from pynode.engines.torch.failures import explain
 from pynode.engines.torch.integrate import Integrator, OnStep, stops_between
 from pynode.engines.torch.outputs import Outputs, outputs
+from pynode.engines.torch.reader import Reader
 from pynode.engines.torch.reversible import ReversibleStepper
 from pynode.engines.torch.runge_kutta import Piece
 from pynode.engines.torch.steppers import METHODS, as_system
@@ -134,19 +135,18 @@ class TorchEngine:
         if times.start in options.tstops:
             first = None  # of a jump it shows one side only, and maybe not that of the solve
         log = StepLog(keep, norm=integrator.norm) if record else None
-        chunks = [plan.initial(z0)]
+        reader = Reader(plan, z0, field, waits=watch is None and not (taped or transformed))
         if watch is not None:
             watch.begin(times.start, z0)
             integrator.max_steps -= watch.attempts
             integrator.dt = integrator.dt if watch.dt is None else watch.dt
-        on_step = _reader(plan, chunks, field, log, watch)
+        on_step = _on_step(plan, reader, field, log, watch)
         end = integrator.run(times.start, z0, stops, on_step, first)
         _count(integrator, field)
         sample, message = None, ""
         if end.retcode not in (Retcode.SUCCESS, Retcode.TERMINATED):
             sample, message = explain(end, options, layout)
-        reached = sum(len(chunk) for chunk in chunks)
-        zs = plan.assemble(chunks, z0)
+        zs, reached = plan.assemble(reader.chunks(), z0), reader.done
         stepper = integrator.stepper
         final = stepper.ending() if isinstance(stepper, ReversibleStepper) else end.z
         found = Forward(zs, final, end.t, end.retcode, log, message, sample, reached=reached)
@@ -217,27 +217,18 @@ class TorchEngine:
         return of_state, vjp.unflatten(of_parameters)
 
 
-def _reader(
-    plan: Outputs,
-    chunks: list[Tensor],
-    field: FlatField,
-    log: StepLog | None,
-    watch: Watch | None,
+def _on_step(
+    plan: Outputs, reader: Reader, field: FlatField, log: StepLog | None, watch: Watch | None
 ) -> OnStep:
     """What is done after each accepted step: events, outputs read off, the step recorded."""
-    done = len(chunks[0])
 
     def on_step(piece: Piece) -> bool:
-        nonlocal done
         ended = watch is not None and watch(piece, field)
         t1 = piece.t1
         if ended:
             assert watch is not None and watch.stop is not None
             t1 = watch.stop + plan.direction * watch.slack
-        upto = plan.until(t1)
-        if upto > done:
-            chunks.append(plan.values(piece, done, upto, field))
-            done = upto
+        reader.read(piece, t1)
         if log is not None:
             log(piece)
         return ended

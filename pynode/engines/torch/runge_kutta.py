@@ -103,6 +103,7 @@ class Piece:
     Attributes:
         t, t1: where it starts and ends; ``dt = t1 - t``.
         z, z1: states (N,) there.
+        coefficients: of its method.
         stages: (s, N), one row a stage.
         last: the time at which the field is evaluated at the end: ``t1`` but for jumps.
         error: the error estimate (N,), where it is not the coefficients' row over the stages.
@@ -111,7 +112,7 @@ class Piece:
     """
 
     __slots__ = (
-        "_coefficients", "_extended", "dt", "error", "failure", "last", "stages", "t", "t1", "z",
+        "_extended", "coefficients", "dt", "error", "failure", "last", "stages", "t", "t1", "z",
         "z1",
     )  # fmt: skip
 
@@ -127,7 +128,7 @@ class Piece:
         error: Tensor | None = None,
         failure: float | None = None,
     ) -> None:
-        self._coefficients = c
+        self.coefficients = c
         self.error, self.failure = error, failure
         self.last = t1 if last is None else last
         self._extended = not c.extra_a
@@ -138,11 +139,11 @@ class Piece:
     @property
     def degree(self) -> int:
         """Of the polynomial that dense output is."""
-        return self._coefficients.degree
+        return self.coefficients.degree
 
     def frozen(self) -> Piece:
         """A copy that outlives the step: the stages' buffer is used again by the next one."""
-        c = self._coefficients
+        c = self.coefficients
         copy = Piece(c, self.t, self.t1, self.z, self.z1, self.stages.clone(), self.last)
         copy._extended = self._extended
         return copy
@@ -153,10 +154,10 @@ class Piece:
             return self.z1
         if t == self.t:
             return self.z
-        self._extend(rhs)
+        self.extend(rhs)
         theta = (t - self.t) / self.dt
         weights = torch.tensor(
-            [_polynomial(row, theta) for row in self._coefficients.interpolant_rows],
+            [_polynomial(row, theta) for row in self.coefficients.interpolant_rows],
             dtype=self.z.dtype,
             device=self.z.device,
         )
@@ -180,16 +181,16 @@ class Piece:
 
     def weights(self, times: list[float], rhs: RightHandSide) -> Tensor:
         """Weights (m, stages) of the stages at times inside the step."""
-        self._extend(rhs)
+        self.extend(rhs)
         if len(times) > FEW:
             return self._weights(self._fractions(times))
-        rows = self._coefficients.interpolant_rows
+        rows = self.coefficients.interpolant_rows
         thetas = [(t - self.t) / self.dt for t in times]
         table = [[_polynomial(row, theta) for row in rows] for theta in thetas]
         return torch.tensor(table, dtype=self.z.dtype, device=self.z.device)
 
     def _weights(self, theta: Tensor) -> Tensor:
-        c = self._coefficients
+        c = self.coefficients
         powers = torch.stack([theta**j for j in range(1, c.degree + 1)], dim=1)
         weights = powers @ c.interpolant.t()
         return weights.to(device=self.z.device, dtype=self.z.dtype)
@@ -198,11 +199,11 @@ class Piece:
         """Times as fractions of the step."""
         return (torch.tensor(times, dtype=torch.float64) - self.t) / self.dt
 
-    def _extend(self, rhs: RightHandSide) -> None:
+    def extend(self, rhs: RightHandSide) -> None:
         """Evaluate the stages that only the interpolant needs."""
         if self._extended:
             return
-        c = self._coefficients
+        c = self.coefficients
         for node, row in zip(c.extra_c, c.extra_a, strict=True):
             z = torch.addmv(self.z, self.stages.t(), row, alpha=self.dt)
             k = rhs(self.last if node == 1.0 else self.t + node * self.dt, z)

@@ -198,8 +198,8 @@ class HermitePiece(Piece):
     def frozen(self) -> HermitePiece:
         return self  # its stages are its own
 
-    def _extend(self, rhs: RightHandSide) -> None:
-        super()._extend(lambda t, z: rhs(self._first if t == self.t else t, z))
+    def extend(self, rhs: RightHandSide) -> None:
+        super().extend(lambda t, z: rhs(self._first if t == self.t else t, z))
 
 
 class SymplecticStepper:

@@ -114,21 +114,21 @@ class TapedPiece(Piece):
         return self.at_each([t], rhs)[0]
 
     def weights(self, times: list[float], rhs: RightHandSide) -> Tensor:
-        self._extend(rhs)
+        self.extend(rhs)
         return self._weights(self._fractions(times))
 
     def _fractions(self, times: list[float]) -> Tensor:
         start, size = self.t + self._moved, self.dt + self._step
         return (torch.tensor(times, dtype=torch.float64, device=start.device) - start) / size
 
-    def _extend(self, rhs: RightHandSide) -> None:
+    def extend(self, rhs: RightHandSide) -> None:
         ratio = (1.0 + self._step / self.dt).to(self.z)
 
         def on_tape(s: float, z: Tensor) -> Tensor:
             time = s + self._moved + (s - self.t) / self.dt * self._step
             return ratio * rhs(time.to(z), z)  # type: ignore[arg-type]
 
-        super()._extend(on_tape)
+        super().extend(on_tape)
 
 
 class TapedStepper(ExplicitStepper):

@@ -26,10 +26,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def graphed(monkeypatch):
     """compile=True takes the engine for CUDA, without fused kernels."""
     monkeypatch.setattr(graphs, "FUSED_ON", set())
-    usual = autograd._engine
+    usual = autograd.engine_of
     monkeypatch.setattr(
         autograd,
-        "_engine",
+        "engine_of",
         lambda options, device: GraphedEngine() if options.compile else usual(options, device),
     )
 

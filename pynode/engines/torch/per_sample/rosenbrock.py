@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pynode.engines.torch.interpolation import as_column
 from pynode.engines.torch.linear import lu_solve
 from pynode.engines.torch.per_sample.field import At, RowField
 from pynode.engines.torch.per_sample.step import (
@@ -16,7 +17,6 @@ from pynode.engines.torch.per_sample.step import (
     RowJumps,
     RowRightHandSide,
     RowStep,
-    as_column,
 )
 from pynode.engines.torch.rosenbrock import RosenbrockTableau, rosenbrock_coefficients
 from pynode.errors import InputError

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pynode.engines.torch.interpolation import as_column, combine, interpolation_weights
 from pynode.engines.torch.per_sample.field import At, StageTimes
 from pynode.engines.torch.runge_kutta import Coefficients, StepCoefficients, coefficients
 from pynode.engines.torch.tableau import Tableau
@@ -124,25 +125,6 @@ class RowStep:
         weights = interpolation_weights(self.coefficients, theta, self.z)
         stages = self.stages.index_select(1, index).transpose(0, 1)
         return combine(self.z.index_select(0, index), weights, stages)
-
-
-def interpolation_weights(c: StepCoefficients, theta: np.ndarray, like: Tensor) -> Tensor:
-    """Weights (m, s) of the stages at fractions theta (m,) of steps."""
-    powers = np.empty((c.degree, len(theta)))
-    powers[0] = theta
-    for j in range(1, c.degree):
-        np.multiply(powers[j - 1], theta, out=powers[j])
-    weights = (c.interpolant.numpy() @ powers).T
-    return torch.from_numpy(weights).to(device=like.device, dtype=like.dtype)
-
-
-def combine(z: Tensor, weights: Tensor, stages: Tensor) -> Tensor:
-    """z (m, D) and a weighted sum of stages (m, s, D)."""
-    return torch.baddbmm(z.unsqueeze(1), weights.unsqueeze(1), stages).squeeze(1)
-
-
-def as_column(x: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(x).to(device=like.device, dtype=like.dtype).unsqueeze(1)
 
 
 class _Buffer:

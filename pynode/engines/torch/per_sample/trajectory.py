@@ -8,13 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pynode.engines.torch.interpolation import combine, interpolation_weights
 from pynode.engines.torch.per_sample.outputs import entries, pairs
-from pynode.engines.torch.per_sample.step import (
-    RowRightHandSide,
-    RowStep,
-    combine,
-    interpolation_weights,
-)
+from pynode.engines.torch.per_sample.step import RowRightHandSide, RowStep
 
 
 @dataclass
