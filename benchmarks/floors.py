@@ -31,6 +31,7 @@ from benchmarks.cases import Case, all_cases
 from benchmarks.contenders import Contender, all_contenders
 from benchmarks.contenders.torch_problem import TorchProblem
 from benchmarks.run import environment
+from pynode import NeuralODE
 from pynode.engines.torch.linearized import MOST
 from pynode.field import FlatField
 from pynode.lowering import lower
@@ -62,6 +63,18 @@ and where states are small, the solver's operations, at a price of one to severa
 `compile=True` does away with.
 """
 
+
+PARTS = """
+## Where an eager solve's time goes
+
+The same gradients (of the states' sum) in parts, in ms. *forward* without autograd, *kept* is what
+autograd adds to that, *backward* what follows: of the field, called as often as the solve calls
+it, and what the solver's own operations add to each. The field's part is what every solver pays;
+all that is left to shorten is the solver's, and of that the part which autograd makes of it.
+
+| case | field: forward | kept | backward | solver: forward | kept | backward | together |
+|---|---:|---:|---:|---:|---:|---:|---:|
+"""
 
 PRODUCTS = """
 ## Compiled, and in Julia
@@ -129,7 +142,7 @@ def operations(run: Callable[[], Any]) -> int:
     return found.count
 
 
-def chain(p: TorchProblem, evaluations: int) -> Callable[[], Any]:
+def chain(p: TorchProblem, evaluations: int, backward: bool = True) -> Callable[[], Any]:
     """The field alone, so many times; forward and backward where the problem is about gradients."""
 
     def run() -> Any:
@@ -137,7 +150,7 @@ def chain(p: TorchProblem, evaluations: int) -> Callable[[], Any]:
         with torch.set_grad_enabled(p.gradient):
             for _ in range(evaluations):
                 z = p.field(t, z)
-            if p.gradient:
+            if p.gradient and backward:
                 return torch.autograd.grad(z.sum(), [p.z0, *p.field.arrays], allow_unused=True)
         return z
 
@@ -175,6 +188,36 @@ def row(case: Case, mode: str, contenders: dict[str, Contender]) -> str:
         f"| {case.name} | {mode} | {theirs:.2f} | {ours:.2f} | {theirs / ours:.2f} | "
         f"{evaluations} | {alone:.2f} | {theirs / alone:.2f} | {counts} | {additions * 10:.2f} |"
     )
+
+
+def parts_row(case: Case) -> str:
+    """One line of the table of parts."""
+    plain, taped = TorchProblem(case, "cpu", False), TorchProblem(case, "cpu", True)
+    options = {"solver": "dp5", "rtol": case.rtol, "atol": case.atol, "controller": "i"}
+    options["sensitivity"] = "discrete"
+    nodes = [NeuralODE(p.field, **options) for p in (plain, taped)]
+
+    def solve(gradient: bool, backward: bool) -> Callable[[], Any]:
+        p, node = (plain, taped)[gradient], nodes[gradient]
+
+        def run() -> Any:
+            with torch.set_grad_enabled(gradient):
+                zs = node(p.z0, p.times)
+            if not backward:
+                return zs
+            return torch.autograd.grad(zs.sum(), [p.z0, *p.field.arrays])
+
+        return run
+
+    solve(False, False)()
+    count = nodes[0].stats.nfe
+    field = [chain(plain, count), chain(taped, count, backward=False), chain(taped, count)]
+    times = medians([*field, solve(False, False), solve(True, False), solve(True, True)])
+    of_field = [times[0], times[1] - times[0], times[2] - times[1]]
+    whole = [times[3], times[4] - times[3], times[5] - times[4]]
+    own = [x - y for x, y in zip(whole, of_field, strict=True)]
+    numbers = " | ".join(f"{x:.2f}" for x in (*of_field, *own, times[5]))
+    return f"| {case.name} | {numbers} |"
 
 
 def products(case: Case, program: str) -> list[tuple[int, int, int]]:
@@ -218,8 +261,6 @@ def small_row(case: Case, contenders: dict[str, Contender]) -> str:
     """One line of the third table."""
     from juliacall import Main
 
-    from pynode import NeuralODE
-
     def calls(name: str) -> Callable[[], Any]:
         run = contenders[name].prepare(case, "forward", "cpu").run
         return lambda: [run() for _ in range(100)]
@@ -259,6 +300,10 @@ def main() -> int:
             modes = ["forward"] if case.z0.size <= MOST else ["forward", "gradient/discrete"]
             lines += [row(case, mode, contenders) for mode in modes]
             print(case.name, file=sys.stderr, flush=True)
+    lines.append(PARTS.rstrip())
+    for case in all_cases(False):
+        if case.name in CASES and case.z0.size > MOST:
+            lines.append(parts_row(case))
     lines.append(PRODUCTS.format(least=LEAST).rstrip())
     for case in all_cases(False):
         if case.name in HEAVY:

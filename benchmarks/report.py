@@ -99,6 +99,10 @@ def markdown(result: Result, picture: str) -> str:
     lines = [f"# {title}", "", f"Written by `{kind}`; do not edit.", ""]
     lines += [*_setting(result), "", f"![Times against torchdiffeq's]({picture})", ""]
     lines += [HOW_TO_READ, ""]
+    if result.device == "cpu":
+        from benchmarks import aims
+
+        lines += aims.section(result)
     for threads in sorted({row.threads for row in result.rows}):
         lines += _summary(result, threads)
     for case, title in result.titles.items():
@@ -206,13 +210,14 @@ def _details(result: Result, rows: list[Row]) -> list[str]:
 def _ratio(values: list[float], spread: bool = False) -> str:
     if not values:
         return "–"
-    text = _figure(statistics.median(values))
+    text = figure(statistics.median(values))
     if spread:
-        text += f" [{_figure(min(values))}–{_figure(max(values))}]"
+        text += f" [{figure(min(values))}–{figure(max(values))}]"
     return text
 
 
-def _figure(x: float) -> str:
+def figure(x: float) -> str:
+    """A ratio, to three digits."""
     return f"{x:.2f}" if x < 10 else f"{x:.1f}" if x < 100 else f"{x:.0f}"
 
 

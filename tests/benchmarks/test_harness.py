@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import aims  # noqa: E402
 from benchmarks.cases import Case, all_cases  # noqa: E402
 from benchmarks.contenders import Task, all_contenders  # noqa: E402
 from benchmarks.measure import Row, clean, measure_case  # noqa: E402
@@ -209,3 +210,36 @@ def test_on_more_threads_each_contender_shows_its_fastest_gradient_only():
         ("toy", "diffrax", "gradient/discrete"),
         ("toy", "pynode torch", "gradient/gauss"),
     ]
+
+
+def test_aims_that_are_missed_are_bold():
+    def row(contender, mode, ms):
+        return Row("spiral-b1-1e-3", contender, mode, 1, times=[ms / 1e3])
+
+    rows = [
+        row("torchdiffeq", "forward", 40.0),
+        row("diffrax", "forward", 0.3),
+        row("diffrax vmap", "forward", 0.2),
+        row("pynode torch", "forward", 8.0),
+        row("pynode julia", "forward", 0.125),
+        row("torchdiffeq", "gradient/discrete", 100.0),
+        row("torchdiffeq", "gradient/backsolve", 300.0),
+        row("pynode torch", "gradient/gauss", 50.0),
+        row("pynode torch", "gradient/discrete", 40.0),
+    ]
+    result = Result("", {}, (None, None), 0, False, rows, {}, {"spiral-b1-1e-3": ""})
+    lines = [line for line in aims.section(result) if line.startswith("| spiral")]
+    assert lines == [
+        "| spiral-b1-1e-3 | forward | torchdiffeq | 5.00 of 4 |  | 320 of 300 |",
+        "| spiral-b1-1e-3 | forward | diffrax |  |  | **1.60 of 2** |",
+        "| spiral-b1-1e-3 | gradient | torchdiffeq | **2.50 of 4** |  |  |",
+    ]
+    assert aims.section(Result("", {}, (None, None), 0, False, [], {}, {})) == []
+
+
+def test_aims_are_for_cases_and_contenders_that_are_there():
+    cases = {case.name for case in all_cases(False)}
+    names = {contender.name for contender in all_contenders()}
+    for aim in aims.AIMS:
+        assert aim.case in cases
+        assert {*aim.base, *aim.diffrax} <= names
