@@ -19,6 +19,25 @@
     @test fixed.stats.accepted == 300
 end
 
+@testset "the first evaluation is made once" begin
+    calls = Tuple{Vector{Float64}, Float64}[]
+    field = JuliaField((du, u, p, t) -> (push!(calls, (copy(u), t)); lotka!(du, u, p, t)))
+    for solver in ("dp5", "tsit5", "vern7", "bs3"), ts in ([0.0, 1.0], [1.0, 0.0])
+        empty!(calls)
+        stats = forward(field, U0, P, ts; solver, rtol = 1.0e-5, atol = 1.0e-5, keep = :nothing).stats
+        @test length(calls) == stats.nfe > 20
+        @test count(==((U0, ts[1])), calls) == 1
+    end
+    # At another time or state it is asked again.
+    f = PyNode.odefunction(field, 2, Float64, false)[1]
+    du, other = zeros(2), zeros(2)
+    for (u, t) in ((U0, 0.0), (U0, 0.5), (2U0, 0.0))
+        f(du, u, P, t)
+        lotka!(other, u, P, t)
+        @test du == other
+    end
+end
+
 @testset "no sliver before a stop" begin
     field = JuliaField(lotka!)
     steps(stop; options...) = forward(field, U0, P, [0.0, stop]; solver = "dp5", rtol = 1.0e-6, atol = 1.0e-6, options...)
