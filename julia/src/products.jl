@@ -40,6 +40,11 @@ function start!(m, n, out, ldc, add, c, ci, cj)
             @simd ivdep for j in 0:(n - 1)
                 put!(row, j, at(addend, j))
             end
+        elseif cj == 0
+            x = at(addend, 0)
+            @simd ivdep for j in 0:(n - 1)
+                put!(row, j, x)
+            end
         else
             @simd ivdep for j in 0:(n - 1)
                 put!(row, j, at(addend, j * cj))
