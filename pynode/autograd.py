@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pynode.engines import engine as engine_named
@@ -230,18 +230,28 @@ def _linearized(
     """A solve with discrete gradients but no tape, see ``engines/torch/linearized.py``; None, and
     nothing counted, where that way is closed."""
 
-    def solve(z0: Tensor, args: Any, stats: Statistics, **how: Any) -> Forward:
+    def solve(problem: ODEProblem, z0: Tensor, args: Any, stats: Statistics, **how: Any) -> Forward:
         own = engine.field(problem, options, args, stats, field.autocast)
         return engine.solve(problem, options, own, z0, **how)
 
     def again(z0: Tensor, args: Any) -> Tensor:
+        asked = problem
         if [id(x) for x in closed_over(field.fn)] != before:
-            raise GradientError(_SWAPPED + "differentiate again before they are swapped back")
-        return solve(z0, args, Statistics(), taped=True).zs
+            if module is None:
+                raise GradientError(_SWAPPED + "differentiate again before they are swapped back")
+            own = module  # with what it held
+            asked = problem.with_field(lambda *call: torch.func.functional_call(own, held, call))
+        return solve(asked, z0, args, Statistics(), taped=True).zs
 
     before, stats = [id(x) for x in closed_over(field.fn)], Statistics()
+    module = field.fn if isinstance(field.fn, nn.Module) else None
+    held = (
+        {}
+        if module is None
+        else {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    )
     with torch.no_grad():
-        forward = solve(z0.detach(), problem.args, stats, record=True)
+        forward = solve(problem, z0.detach(), problem.args, stats, record=True)
     if forward.retcode is not Retcode.SUCCESS:
         return None
     zs = linearized.attached(problem, options, field, forward, z0, again)

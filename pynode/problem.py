@@ -83,6 +83,12 @@ class ODEProblem:
         object.__setattr__(other, "_times", times)
         return other
 
+    def with_field(self, field: UserField) -> ODEProblem:
+        """The same problem of another field that is called in the same way."""
+        other = copy.copy(self)
+        object.__setattr__(other, "field", field)
+        return other
+
     def stretch(self, z0: State, times: OwnTimes) -> ODEProblem:
         """The same problem from other states at other times on."""
         other = copy.copy(self)
