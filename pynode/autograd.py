@@ -245,11 +245,7 @@ def _linearized(
 
     before, stats = [id(x) for x in closed_over(field.fn)], Statistics()
     module = field.fn if isinstance(field.fn, nn.Module) else None
-    held = (
-        {}
-        if module is None
-        else {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    )
+    held = {} if module is None else dict([*module.named_parameters(), *module.named_buffers()])
     with torch.no_grad():
         forward = solve(problem, z0.detach(), problem.args, stats, record=True)
     if forward.retcode is not Retcode.SUCCESS:
