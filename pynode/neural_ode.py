@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pynode.again import Again
 from pynode.events import Event
 from pynode.export import export
 from pynode.field import UserField
 from pynode.hybrid import run
 from pynode.options import SolveOptions
 from pynode.problem import ODEProblem
+from pynode.repeated import Repeated
 from pynode.solution import Solution, Statistics
 from pynode.state import State
 
@@ -45,7 +45,7 @@ class NeuralODE(nn.Module):
         >>> zs = node(torch.randn(16, 2), torch.linspace(0, 1, 10))  # (10, 16, 2)
     """
 
-    _again: Again | None = None
+    _repeated: Repeated | None = None
 
     def __init__(self, field: UserField, **options: Any) -> None:
         super().__init__()
@@ -67,15 +67,15 @@ class NeuralODE(nn.Module):
         Raises:
             InputError, FieldError, SolveError: see :func:`pynode.solve`.
         """
-        if self._again is not None and args is None and t0 is None:
-            found = self._again(self.field, z0, t, self.options)
+        if self._repeated is not None and args is None and t0 is None:
+            found = self._repeated(self.field, z0, t, self.options)
             if found is not None:
                 zs, stats = found
                 self._note("stats", stats)
                 return zs
         problem = ODEProblem(self.field, z0, t, args, t0)
         zs = self._run(problem, self.options).zs
-        self._note("_again", Again.of(problem, self.options))
+        self._note("_repeated", Repeated.of(problem, self.options))
         return zs
 
     def solve(
@@ -103,7 +103,7 @@ class NeuralODE(nn.Module):
         object.__setattr__(self, name, value)  # Module's own looks for parameters
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_again"}
+        return {name: value for name, value in vars(self).items() if name != "_repeated"}
 
     def export(
         self, folder: str | Path, z0: State, t: Any, args: Any = None, **more: State

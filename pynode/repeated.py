@@ -22,7 +22,7 @@ from pynode.solution import Retcode, Statistics
 from pynode.state import State, StateLayout
 
 
-class Again:
+class Repeated:
     """A solve without gradients, to be made again from another state.
 
     Args:
@@ -38,7 +38,7 @@ class Again:
         self._engine = engine_of(options, problem.layout.device)
 
     @staticmethod
-    def of(problem: ODEProblem, options: SolveOptions) -> Again | None:
+    def of(problem: ODEProblem, options: SolveOptions) -> Repeated | None:
         """For calls after this one, None where one cannot be made like it."""
         own_steps = options.step_control == "per_sample" and options.engine == "torch"
         if torch.is_grad_enabled() or options.dense or own_steps:
@@ -46,7 +46,7 @@ class Again:
         plain = problem.args is None and not problem.events and type(problem.z0) is Tensor
         if not plain or not problem.layout.plain or problem.times.checked is None:
             return None
-        return Again(problem, options)
+        return Repeated(problem, options)
 
     def __call__(
         self, field: UserField, z0: State, t: Any, options: SolveOptions

@@ -183,7 +183,7 @@ def test_copies_do_not_know_the_calls_of_the_original():
     with torch.no_grad():
         zs = node(z, TS)
         for other in (copy.deepcopy(node), pickle.loads(pickle.dumps(node))):
-            assert "_again" not in vars(other)
+            assert "_repeated" not in vars(other)
             assert torch.equal(other(z, TS), zs)
             other.field[0].weight.zero_()
             assert torch.equal(other(z, TS), fresh(other, z, TS))
