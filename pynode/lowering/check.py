@@ -42,8 +42,9 @@ def verify(
             if error > TOLERANCE[lowered.dtype]:
                 raise LoweringError(
                     f"the program {name} does not compute what the field does at t={t:.6g}: "
-                    f"relative difference {error:.1e}. Does the field keep a memory between "
-                    "calls, or change with something other than t, z and its tensors? "
+                    f"{_described(got[out], as_array(value), error)}. Does the field keep a "
+                    "memory between calls, or change with something other than t, z and its "
+                    "tensors? "
                     'Otherwise lowering="callback" helps, and a report to the authors'
                 )
 
@@ -69,6 +70,17 @@ def reference(
         ]
         values[out] = torch.cat(flat) if flat else z.new_zeros(0)
     return values
+
+
+def _described(program: Array, by_torch: Array, error: float) -> str:
+    """The difference in words; of numbers that are none, whose they are."""
+    if np.isfinite(error):
+        return f"relative difference {error:.1e}"
+    counts = [int((~np.isfinite(x)).sum()) for x in (program, by_torch)]
+    return (
+        f"of {program.size} entries {counts[0]} are NaN or infinite by the program, {counts[1]} by "
+        "torch"
+    )
 
 
 def difference(a: Array, b: Array, floor: float = 1e-30) -> float:

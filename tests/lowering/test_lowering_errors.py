@@ -98,6 +98,25 @@ def test_a_field_with_a_memory() -> None:
         run(Counts(), torch.randn(3, 2))
 
 
+def test_numbers_that_are_none_are_told_apart() -> None:
+    class Ends(nn.Module):
+        def __init__(self, left: int) -> None:
+            super().__init__()
+            self.left = left
+
+        def forward(self, z: Tensor) -> Tensor:
+            self.left -= 1
+            return z / (0.0 if self.left == 0 else 1.0)
+
+    whole = Ends(1000)
+    run(whole, torch.ones(2, 2))
+    last = Ends(1000 - whole.left)  # the call that the program is compared with
+    with pytest.raises(
+        LoweringError, match=r"of 4 entries 0 are NaN .* by the program, 4 by torch"
+    ):
+        run(last, torch.ones(2, 2))
+
+
 def test_an_index_that_depends_on_the_state() -> None:
     with pytest.raises(LoweringError, match=r"index depends on the state|aten\.argsort|aten\.sort"):
         run(lambda z: z.gather(1, z.argsort(1)), torch.randn(3, 2))
