@@ -14,10 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from benchmarks import machine, report
 from benchmarks.cases import Case, all_cases
@@ -160,10 +160,11 @@ class Measuring:
     ) -> dict | None:
         last: dict[str, Any] = {"case": "", "contender": "python", "mode": "start"}
         since = time.monotonic()
-        with journal.open() as lines:
+        with journal.open() as file:
+            lines = whole_lines(file)
             while True:
                 ended = worker.poll() is not None
-                while line := lines.readline():
+                while line := next(lines):
                     since = time.monotonic()
                     event = json.loads(line)
                     if event["event"] == "begin":
@@ -199,6 +200,18 @@ class Measuring:
                     row.memory = event["bytes"]
         elif kind == "done":
             todo.remove(event["case"])
+
+
+def whole_lines(file: TextIO) -> Iterator[str]:
+    """Lines of a file that another process writes; an empty one where there is no whole one yet."""
+    begun = ""
+    while True:
+        begun += file.readline()
+        if begun.endswith("\n"):
+            yield begun
+            begun = ""
+        else:
+            yield ""
 
 
 def measure(plan: Plan) -> Found:

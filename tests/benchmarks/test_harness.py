@@ -18,7 +18,13 @@ from benchmarks.contenders import Task, all_contenders  # noqa: E402
 from benchmarks.measure import Row, clean, measure_case  # noqa: E402
 from benchmarks.reference import reference  # noqa: E402
 from benchmarks.report import Result, markdown, ratios, write  # noqa: E402
-from benchmarks.run import chosen, earlier_results, parse, slower_gradients  # noqa: E402
+from benchmarks.run import (  # noqa: E402
+    chosen,
+    earlier_results,
+    parse,
+    slower_gradients,
+    whole_lines,
+)
 
 
 @pytest.fixture
@@ -243,3 +249,13 @@ def test_aims_are_for_cases_and_contenders_that_are_there():
     for aim in aims.AIMS:
         assert aim.case in cases
         assert {*aim.base, *aim.diffrax} <= names
+
+
+def test_a_line_that_is_being_written_is_waited_for(tmp_path):
+    with (tmp_path / "journal").open("w") as writer, (tmp_path / "journal").open() as reader:
+        lines = whole_lines(reader)
+        assert next(lines) == ""
+        for part, whole in (('{"event": ', ""), ('"end"}\n{"ev', '{"event": "end"}\n'), ("", "")):
+            writer.write(part)
+            writer.flush()
+            assert next(lines) == whole
