@@ -25,7 +25,8 @@ from benchmarks.reference import slope_error, state_error
 BLOCK = 0.01
 """Seconds: shorter runs are repeated to last this long, and their mean is one time."""
 WARM = 10
-"""One of so many repeats is made before the clock starts."""
+"""One of so many repeats is made before the clock starts, and at least one of what is SHORT."""
+SHORT = 0.1
 ROUNDS = 15
 SLOW = 3.0
 """Seconds: of what takes longer, and whose first call is like the others, one is made."""
@@ -142,7 +143,8 @@ def measure_case(
         for row, task, repeats, rounds in ready:
             if k < rounds:
                 begin(case, row.contender, row.mode)
-                row.times.append(_mean_time(task.run, repeats))
+                before = max(repeats // WARM, int(row.times[-1] < SHORT) if row.times else 1)
+                row.times.append(_mean_time(task.run, repeats, before))
     return rows
 
 
@@ -175,13 +177,13 @@ def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, raw
 
 
-def _mean_time(run: Callable[[], Any], repeats: int) -> float:
-    """Seconds a call, after some that are not counted: the contender before and the collection
+def _mean_time(run: Callable[[], Any], repeats: int, before: int) -> float:
+    """Seconds a call, after so many that are not counted: the contender before and the collection
     have emptied the processor's caches."""
     gc.collect()
     gc.disable()
     try:
-        for _ in range(repeats // WARM):
+        for _ in range(before):
             run()
         start = time.perf_counter()
         for _ in range(repeats):
