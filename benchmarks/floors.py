@@ -71,7 +71,8 @@ PARTS = """
 The same gradients (of the states' sum) in parts, in ms. *forward* without autograd, *kept* is what
 autograd adds to that, *backward* what follows: of the field, called as often as the solve calls
 it, and what the solver's own operations add to each. The field's part is what every solver pays;
-all that is left to shorten is the solver's, and of that the part which autograd makes of it.
+only the solver's is left to shorten. (It comes out negative where the solve goes back through
+fewer evaluations than the field alone does: not through that for the first step's size.)
 
 | case | field: forward | kept | backward | solver: forward | kept | backward | together |
 |---|---:|---:|---:|---:|---:|---:|---:|
@@ -243,7 +244,7 @@ def product_time(size: tuple[int, int, int], dtype: torch.dtype) -> float:
 
 
 def product_row(case: Case, mode: str, contenders: dict[str, Contender]) -> str:
-    """One line of the second table."""
+    """One line of the table of products."""
     base = contenders["torchdiffeq"].prepare(case, mode, "cpu")
     evaluations = base.counts(base.run())["field calls"]
     sizes = products(case, "f" if mode == "forward" else "pullback")
@@ -259,7 +260,7 @@ def product_row(case: Case, mode: str, contenders: dict[str, Contender]) -> str:
 
 
 def small_row(case: Case, contenders: dict[str, Contender]) -> str:
-    """One line of the third table."""
+    """One line of the last table."""
     from juliacall import Main
 
     def calls(name: str) -> Callable[[], Any]:
@@ -314,7 +315,7 @@ def main() -> int:
     for name in ("diffrax", "pynode julia"):
         why = contenders[name].missing("cpu")
         if why:
-            raise SystemExit(f"the third table needs {name}: {why}")
+            raise SystemExit(f"the last table needs {name}: {why}")
         contenders[name].start(1)
     lines.append(SMALL.rstrip())
     for case in all_cases(False):

@@ -66,7 +66,8 @@ def settle_allocator() -> None:
 
     glibc's gives memory back to the system after each free at the heap's end, until a large piece
     has once been freed. Operations on tensors of some 100 kB take three times as long until then,
-    so that the times of all that is not compiled would depend on the cases before.
+    so that the times of all that is not compiled would depend on the cases before. In a process
+    with torch alone this was seen to end it; beside Julia and jax it came back in some runs.
     """
     import torch
 

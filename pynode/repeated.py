@@ -27,7 +27,7 @@ class Repeated:
 
     Args:
         problem: of one real tensor, without args, events and ``t0``.
-        options: joint steps, or an engine's own; no dense output.
+        options: joint steps, or an engine's own; no dense output, no callbacks.
     """
 
     def __init__(self, problem: ODEProblem, options: SolveOptions) -> None:
@@ -43,6 +43,8 @@ class Repeated:
         own_steps = options.step_control == "per_sample" and options.engine == "torch"
         if torch.is_grad_enabled() or options.dense or own_steps:
             return None
+        if options.callbacks is not None:  # a solve that fails is made twice
+            return None
         plain = problem.args is None and not problem.events and type(problem.z0) is Tensor
         if not plain or not problem.layout.plain or problem.times.checked is None:
             return None
@@ -52,7 +54,7 @@ class Repeated:
         self, field: UserField, z0: State, t: Any, options: SolveOptions
     ) -> tuple[Tensor, Statistics] | None:
         """The states at the times, and counts; None where the call is not like the one before it,
-        or the solve failed."""
+        or the solve failed: it is to be made the whole way then, which says why."""
         problem = self._problem
         layout = problem.layout
         alike = (

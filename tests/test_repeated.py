@@ -13,6 +13,7 @@ from torch import nn
 
 from pynode import NeuralODE, neural_ode
 from pynode.errors import InputError, SolveError
+from pynode.options import StepCallbacks
 from pynode.problem import ODEProblem
 
 TS = torch.linspace(0, 1, 5)
@@ -169,13 +170,14 @@ def test_a_solve_that_fails_says_so_each_time(problems):
             node(torch.ones(1, 1, dtype=torch.int64), TS)
 
 
-def test_dense_output_and_steps_of_each_sample_go_the_whole_way(problems):
+def test_what_else_is_asked_for_goes_the_whole_way(problems):
     z = torch.randn(3, 2)
-    for how in ({"dense": True}, {"step_control": "per_sample"}):
+    steps = StepCallbacks(accepted=lambda t, z, dt: None)
+    for how in ({"dense": True}, {"step_control": "per_sample"}, {"callbacks": steps}):
         node = NeuralODE(net(), **how)
         with torch.no_grad():
             assert torch.equal(node(z, TS), node(z, TS))
-    assert len(problems) == 4
+    assert len(problems) == 6
 
 
 def test_copies_do_not_know_the_calls_of_the_original():

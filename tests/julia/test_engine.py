@@ -9,7 +9,7 @@ import torch
 from julia_cases import CASES, TIMES, Robertson, gradients, mlp, nodes, plain, relative
 from torch import Tensor
 
-from pynode import JuliaField, NeuralODE, sensitivities, solve, solvers
+from pynode import JuliaField, NeuralODE, neural_ode, sensitivities, solve, solvers
 from pynode.errors import InputError, JuliaError, LoweringError, SolveError
 
 pytestmark = [pytest.mark.julia, pytest.mark.usefixtures("float64")]
@@ -469,3 +469,17 @@ def test_calls_from_several_threads():
     assert len(found) == 4
     for zs in found:
         np.testing.assert_array_equal(zs, want.detach())
+
+
+def test_a_call_like_the_one_before(monkeypatch):
+    """It goes straight to the engine, and sees other states and parameters."""
+    field, z0, times = mlp(3, 8), plain(1), torch.linspace(0.0, 1.0, 5)
+    node = NeuralODE(field, engine="julia")
+    with torch.no_grad():
+        node(z0, times)
+        for change in (lambda: None, lambda: next(field.parameters()).mul_(1.5)):
+            change()
+            wanted = solve(field, 2 * z0, times, engine="julia").zs
+            with monkeypatch.context() as patch:
+                patch.setattr(neural_ode, "ODEProblem", None)  # nothing is put together
+                assert relative(node(2 * z0, times), wanted) < 1e-12
