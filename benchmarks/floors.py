@@ -30,8 +30,8 @@ from benchmarks import machine
 from benchmarks.cases import Case, all_cases
 from benchmarks.contenders import Contender, all_contenders
 from benchmarks.contenders.torch_problem import TorchProblem
+from benchmarks.measure import keep_freed_memory
 from benchmarks.run import environment
-from benchmarks.worker import settle_allocator
 from pynode import NeuralODE
 from pynode.engines.torch.linearized import MOST
 from pynode.field import FlatField
@@ -286,7 +286,7 @@ def main() -> int:
     os.environ.update(environment(1))  # of jax and Julia, which are yet to start
     torch.set_num_threads(1)
     threadpool_limits(1)
-    settle_allocator()
+    keep_freed_memory(True)
     contenders = {c.name: c for c in all_contenders()}
     versions = ", ".join(
         f"{name} {v}" for name, v in machine.versions().items() if name in ("torch", "torchdiffeq")

@@ -193,6 +193,19 @@ def _mean_time(run: Callable[[], Any], repeats: int, before: int) -> float:
         gc.enable()
 
 
+def keep_freed_memory(keep: bool) -> None:
+    """Whether malloc keeps what is freed, for times, or gives large blocks back, for peak memory.
+
+    glibc decides by what was freed before, so that one and the same gradient of a flow took 18 or
+    52 ms: memory that was given back costs a page fault for each 4 kB when it is got again, and
+    operations on tensors of 128 kB then take three times as long. Nothing on other systems.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # names of malloc.h
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(trim_threshold, 1 << 30 if keep else 1 << 17)
+        libc.mallopt(mmap_threshold, 1 << 25 if keep else 1 << 17)
+
+
 def peak_memory(contender: Contender, case: Case, mode: str, device: str) -> int | None:
     """Peak bytes during a warm call, above what was held before it.
 

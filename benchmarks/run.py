@@ -76,8 +76,6 @@ def environment(threads: int) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(
             filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")])
         ),
-        # Large blocks go back to the system when freed, so that peaks are those of one call.
-        "MALLOC_TRIM_THRESHOLD_": "131072",
     }
     if threads == 1:
         own["XLA_FLAGS"] = SINGLE

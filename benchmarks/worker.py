@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.cases import Case, all_cases
 from benchmarks.contenders import FORWARD, Contender, all_contenders, kind_of
-from benchmarks.measure import clean, measure_case, peak_memory
+from benchmarks.measure import clean, keep_freed_memory, measure_case, peak_memory
 from benchmarks.reference import reference
 
 
@@ -61,26 +61,11 @@ def entries(job: dict[str, Any], case: Case, contenders: list[Contender]) -> lis
     return [(c, m) for c, m in modes if (case.name, c.name, m) not in skip]
 
 
-def settle_allocator() -> None:
-    """Bring malloc to where it is in a program that has run for a while.
-
-    glibc's gives memory back to the system after each free at the heap's end, until a large piece
-    has once been freed. Operations on tensors of some 100 kB take three times as long until then,
-    so that the times of all that is not compiled would depend on the cases before. In a process
-    with torch alone this was seen to end it; beside Julia and jax it came back in some runs.
-    """
-    import torch
-
-    for megabytes in (8, 16, 24):  # its threshold goes up to 32
-        torch.zeros(megabytes << 20, dtype=torch.uint8)
-
-
 def main(job: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(job["threads"])
-    if job["what"] == "time":
-        settle_allocator()
+    keep_freed_memory(job["what"] == "time")
     warnings.filterwarnings("ignore")
     journal = Journal(Path(job["journal"]))
     contenders = present(job, journal, all_contenders())
