@@ -9,6 +9,7 @@ and keeps them, at each evaluation.
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -30,10 +31,13 @@ class Autocast:
         return torch.autocast(self.device_type, self.dtype, cache_enabled=self.cache)
 
 
+_available = functools.cache(torch.amp.is_autocast_available)
+
+
 def active_autocast(device: torch.device) -> Autocast | None:
     """The autocast that is on for a device."""
     kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if not _available(kind) or not torch.is_autocast_enabled(kind):
         return None
     return Autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled())
 

@@ -101,20 +101,38 @@ function execute(code::Vector{Int}, from::Int, to::Int, slots::Vector{Ptr{T}}, i
     return nothing
 end
 
-"""One instruction, whose kind is at `code[i]`."""
+# What an instruction's integers say: `code[i]` is its kind. A function for each number, that of the loop above stays
+# short: what one of them needs would else be set aside for all.
+@inline integers(code, i) = j -> @inbounds code[i + j]
+@inline addresses(code, i, slots) = j -> @inbounds step(slots[code[i + j] + 1], code[i + j + 1])
+@inline fours(code, i) = j -> @inbounds (code[i + j], code[i + j + 1], code[i + j + 2], code[i + j + 3])
+
 @inline function instruction!(number, code, i, slots, indices)
-    int(j) = @inbounds code[i + j]
-    address(j) = @inbounds step(slots[code[i + j] + 1], code[i + j + 1])
-    four(j) = (int(j), int(j + 1), int(j + 2), int(j + 3))
-    kind = int(0)
     if number == 7
-        mm!(int(1), int(2), int(3), address(4), int(6), address(7), int(9) == 1, int(10),
-            address(11), int(13) == 1, int(14), int(15) == 1, address(16), int(18), int(19))
+        product!(code, i, slots)
     elseif number == 1
-        unary!(kind, int(1), address(2), address(4))
+        int, address = integers(code, i), addresses(code, i, slots)
+        unary!(int(0), int(1), address(2), address(4))
     elseif number == 3
-        binary!(kind, int(1), address(2), address(4), int(6), address(7), int(9))
-    elseif number == 4
+        int, address = integers(code, i), addresses(code, i, slots)
+        binary!(int(0), int(1), address(2), address(4), int(6), address(7), int(9))
+    else
+        other!(number, code, i, slots, indices)
+    end
+    return nothing
+end
+
+@noinline function product!(code, i, slots)
+    int, address = integers(code, i), addresses(code, i, slots)
+    mm!(int(1), int(2), int(3), address(4), int(6), address(7), int(9) == 1, int(10),
+        address(11), int(13) == 1, int(14), int(15) == 1, address(16), int(18), int(19))
+    return nothing
+end
+
+@noinline function other!(number, code, i, slots, indices)
+    int, address, four = integers(code, i), addresses(code, i, slots), fours(code, i)
+    kind = int(0)
+    if number == 4
         binary_nd!(kind, four(1), address(5), four(7), address(11), four(13), address(17), four(19))
     elseif number == 2
         unary_nd!(kind, four(1), address(5), four(7), address(11), four(13))
@@ -128,7 +146,7 @@ end
         m, n, k = int(2), int(3), int(4)
         for r in 0:(int(1) - 1)
             out, a, b = step(address(5), r * int(7)), step(address(9), r * int(11)), step(address(14), r * int(16))
-            mm!(m, n, k, out, int(8), a, int(12) == 1, int(13), b, int(17) == 1, int(18), false, out, 0, 0)
+            rows!(m, n, k, out, int(8), a, int(12) == 1, int(13), b, int(17) == 1, int(18), false, out, 0, 0)
         end
     elseif number == 10
         scan!(int(1), int(2), int(3), address(4), address(6))

@@ -3,7 +3,43 @@
 const BLAS_FROM = 4096  # multiplications, from which a call of BLAS costs less than the loops below
 
 """out = A·B (+ addend), see docs/program-format.md."""
-function mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
+@inline function mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
+    if m == 1 && n * k < BLAS_FROM && (!add || cj == 1)
+        row!(n, k, out, a, ta ? lda : 1, b, tb, ldb, add, c) && return nothing
+    end
+    return rows!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
+end
+
+"""
+A single row, where there are loops for its shape; says whether there are. All of it is inlined: to hand on 16
+arguments takes longer than the 50 sums of a small layer.
+"""
+@inline function row!(n, k, out, x, sx, b, tb, ldb, add, c)
+    if k == 2 && (ldb == 2 || !tb)
+        few_rows!(Val(2), n, out, x, sx, b, tb, ldb, add, c)
+    elseif k == 3 && (ldb == 3 || !tb)
+        few_rows!(Val(3), n, out, x, sx, b, tb, ldb, add, c)
+    elseif tb && k >= 8
+        dots!(n, k, out, x, sx, b, ldb, add, c)
+    elseif !tb && k >= 8 && n == 2
+        add ? columns!(Val(2), k, out, at, c, x, sx, b, ldb) : columns!(Val(2), k, out, nothing_yet, c, x, sx, b, ldb)
+    elseif !tb && k >= 8 && n == 3
+        add ? columns!(Val(3), k, out, at, c, x, sx, b, ldb) : columns!(Val(3), k, out, nothing_yet, c, x, sx, b, ldb)
+    else
+        return false
+    end
+    return true
+end
+
+"""A row of sums of K terms each."""
+@inline function few_rows!(k::Val{K}, n, out, x, sx, b, tb, ldb, add, c) where {K}
+    s = (ntuple(l -> at(x, (l - 1) * sx), k),)
+    add ? products!(k, n, (out,), s, b, tb, ldb, at, c) : products!(k, n, (out,), s, b, tb, ldb, nothing_yet, c)
+end
+
+nothing_yet(c, _) = zero(eltype(c))
+
+function rows!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
     if k == 1 && !add && ldc == n  # an outer product of few columns
         n == 2 && return outer!(Val(2), m, out, a, ta ? 1 : lda, b, tb ? ldb : 1)
         n == 3 && return outer!(Val(3), m, out, a, ta ? 1 : lda, b, tb ? ldb : 1)
@@ -15,7 +51,6 @@ function mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
     k == 3 && return narrow!(Val(3), m, n, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
     k == 4 && return narrow!(Val(4), m, n, out, ldc, a, ta, lda, b, tb, ldb, add, c, ci, cj)
     from_blas = m * n * k >= BLAS_FROM
-    m == 1 && tb && k >= 8 && !from_blas && return dots!(n, k, out, a, ta ? lda : 1, b, ldb, add, c, cj)
     inplace = add && c == out && (m == 1 || ci == ldc) && (n == 1 || cj == 1)
     inplace || from_blas && !add || start!(m, n, out, ldc, add, c, ci, cj)
     from_blas ? gemm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb, add) :
@@ -96,7 +131,7 @@ end
     addends = ntuple(q -> step(c, (i + q - 1) * ci), r)
     s = ntuple(q -> ntuple(l -> at(a, (i + q - 1) * ai + (l - 1) * al), k), r)
     if !add
-        products!(k, n, rows, s, b, tb, ldb, (c, _) -> zero(eltype(c)), c)
+        products!(k, n, rows, s, b, tb, ldb, nothing_yet, c)
     elseif ci == 0 && cj == 1
         products!(k, n, rows, s, b, tb, ldb, at, c)
     elseif cj == 1
@@ -140,11 +175,11 @@ end
 @inline chain(::Tuple{}, ::Tuple{}, sum) = sum
 @inline chain(s::Tuple, y::Tuple, sum) = chain(Base.tail(s), Base.tail(y), muladd(s[1], y[1], sum))
 
-"""A single row: as many sums of products, each with what it is added to."""
-function dots!(n, k, out, x, sx, b, ldb, add, c, cj)
+"""A row of sums, each along a row of B."""
+@inline function dots!(n, k, out, x, sx, b, ldb, add, c)
     for j in 0:(n - 1)
         sum = dot_strided(k, x, sx, step(b, j * ldb))
-        put!(out, j, add ? at(c, j * cj) + sum : sum)
+        put!(out, j, add ? at(c, j) + sum : sum)
     end
 end
 
@@ -157,13 +192,13 @@ function small_mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb)
                 put!(row, j, at(row, j) + dot_strided(k, x, al, step(b, j * ldb)))
             end
         elseif n == 1 && k >= 8
-            columns!(Val(1), k, row, x, al, b, ldb)
+            columns!(Val(1), k, row, at, row, x, al, b, ldb)
         elseif n == 2 && k >= 8
-            columns!(Val(2), k, row, x, al, b, ldb)
+            columns!(Val(2), k, row, at, row, x, al, b, ldb)
         elseif n == 3 && k >= 8
-            columns!(Val(3), k, row, x, al, b, ldb)
+            columns!(Val(3), k, row, at, row, x, al, b, ldb)
         elseif n == 4 && k >= 8
-            columns!(Val(4), k, row, x, al, b, ldb)
+            columns!(Val(4), k, row, at, row, x, al, b, ldb)
         else
             bl, bj = tb ? (1, ldb) : (ldb, 1)
             for l in 0:(k - 1)
@@ -174,8 +209,35 @@ function small_mm!(m, n, k, out, ldc, a, ta, lda, b, tb, ldb)
     end
 end
 
-"""A row of few sums, one down each column: four terms at a time, for an addition waits for the one before it."""
-@inline function columns!(n::Val{N}, k, row::Ptr{T}, x::Ptr{T}, sx, b::Ptr{T}, ldb) where {N, T}
+"""A row of few sums, one down each column, each added to `first(c, j)`."""
+@inline function columns!(n::Val{N}, k, row, first::F, c, x, sx, b, ldb) where {N, F}
+    sums = N < 4 && sx == 1 && ldb == N ? adjacent_sums(n, k, x, b) : column_sums(n, k, x, sx, b, ldb)
+    for j in 1:N
+        put!(row, j - 1, first(c, j - 1) + sums[j])
+    end
+end
+
+# Sums of names of their own are vectorised, those in a tuple are not.
+@inline adjacent_sums(::Val{1}, k, x, b) = (dot_strided(k, x, 1, b),)
+
+@inline function adjacent_sums(::Val{2}, k, x::Ptr{T}, b) where {T}
+    s, r = zero(T), zero(T)
+    @simd for l in 0:(k - 1)
+        s, r = muladd(at(x, l), at(b, 2l), s), muladd(at(x, l), at(b, 2l + 1), r)
+    end
+    return s, r
+end
+
+@inline function adjacent_sums(::Val{3}, k, x::Ptr{T}, b) where {T}
+    s, r, q = zero(T), zero(T), zero(T)
+    @simd for l in 0:(k - 1)
+        s, r, q = muladd(at(x, l), at(b, 3l), s), muladd(at(x, l), at(b, 3l + 1), r), muladd(at(x, l), at(b, 3l + 2), q)
+    end
+    return s, r, q
+end
+
+"""Four terms at a time, for an addition waits for the one before it."""
+@inline function column_sums(n::Val, k, x::Ptr{T}, sx, b::Ptr{T}, ldb) where {T}
     zeros = ntuple(_ -> zero(T), n)
     sums, l = (zeros, zeros, zeros, zeros), 0
     while l + 3 < k
@@ -187,9 +249,7 @@ end
         total = plus_row(n, total, at(x, l * sx), step(b, l * ldb))
         l += 1
     end
-    for j in 1:N
-        put!(row, j - 1, at(row, j - 1) + total[j])
-    end
+    return total
 end
 
 @inline plus_rows(n, sums, x, sx, b, ldb) =

@@ -8,6 +8,7 @@ and where it does not, the slow comparison decides.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Sequence
 from itertools import repeat
 from operator import attrgetter, call, is_
@@ -15,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pynode.lowering.holdings import MISSING, content, holdings
 
 _MISSING = repeat(MISSING)
 _CONTENTS = attrgetter("cell_contents")
+_RAW = attrgetter("raw")
+_SMALL = 1 << 16  # bytes, up to which a copy costs less than a call of torch
 
 
 class Unchanged:
@@ -45,7 +48,9 @@ class Unchanged:
         self._attributes: tuple[list[Any], list[str], list[Any]] = ([], [], [])
         self._own: list[tuple[str, Any]] = []
         self._arrays: list[tuple[np.ndarray, np.ndarray]] = []
-        self._constants = [x for x, _ in constants], [copy for _, copy in constants]
+        self._bytes = _Bytes([pair for pair in constants if _Bytes.can_be(pair[0])])
+        others = [pair for pair in constants if not _Bytes.can_be(pair[0])]
+        self._constants = [x for x, _ in others], [copy for _, copy in others]
         watched = list(tensors)
         for held in holdings(fn):
             self._watch(fn, *held)
@@ -104,13 +109,42 @@ class Unchanged:
         for a, b in self._arrays:
             if not np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"):
                 return False
-        return not self._constants[0] or self._constants_hold()
+        return self._bytes.hold() and (not self._constants[0] or self._constants_hold())
 
     def _constants_hold(self) -> bool:
         with contextlib.suppress(RuntimeError):  # they are of two devices
             if all(map(torch.equal, *self._constants)):
                 return True
         return all(map(same, *self._constants))
+
+
+class _Bytes:
+    """Small tensors in the host's memory, compared byte by byte where they lie: to compare them as
+    tensors takes microseconds each. (Zeros of another sign, and no NaN, are other values here.)"""
+
+    def __init__(self, constants: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self._tensors = [x for x, _ in constants]
+        self._places = self._where()
+        copies = [copy.contiguous() for _, copy in constants]
+        sizes, addresses = [copy.nbytes for copy in copies], self._places[0]
+        self._values = list(map(ctypes.string_at, map(Tensor.data_ptr, copies), sizes))
+        # Not by numpy: a tensor of which it has a view cannot be resized any more.
+        self._memory = [
+            (ctypes.c_char * n).from_address(at) for n, at in zip(sizes, addresses, strict=True)
+        ]
+
+    def _where(self) -> tuple[list[int], list[int]]:
+        return list(map(Tensor.data_ptr, self._tensors)), list(map(Tensor.numel, self._tensors))
+
+    @staticmethod
+    def can_be(x: Tensor) -> bool:
+        plain = x.device.type == "cpu" and x.layout == torch.strided and x.is_contiguous()
+        plain = plain and not (x.is_conj() or x.is_neg()) and type(x) in (Tensor, nn.Parameter)
+        return plain and 0 < x.numel() * x.element_size() <= _SMALL
+
+    def hold(self) -> bool:
+        """Whether the tensors lie where they lay, and hold what they held."""
+        return self._where() == self._places and list(map(_RAW, self._memory)) == self._values
 
 
 def _contents(cells: list[Any]) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import weakref
-from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,8 @@ from torch import Tensor
 
 from pynode import catalogue
 from pynode.dense import DenseOutput
-from pynode.engines.alike import Alike
 from pynode.engines.julia import calls, places
-from pynode.engines.julia.calls import Block, bridge
+from pynode.engines.julia.calls import bridge
 from pynode.engines.julia.fields import (
     Asked,
     JuliaFlatField,
@@ -28,6 +26,7 @@ from pynode.engines.julia.fields import (
     floating,
     programs_of,
 )
+from pynode.engines.julia.form import RepeatedSolve, SolveForm, block_of, counted
 from pynode.engines.julia.julia_field import JuliaField
 from pynode.engines.julia.reads import Reads
 from pynode.errors import GradientError, InputError, JuliaError
@@ -36,8 +35,6 @@ from pynode.options import SolveOptions
 from pynode.precision import Autocast
 from pynode.problem import ODEProblem
 from pynode.solution import Retcode, Statistics
-from pynode.state import StateLayout
-from pynode.times import Times
 
 UNSUPPORTED = {
     "norm": ("rms", "its solvers use the RMS norm"),
@@ -164,23 +161,13 @@ class JuliaEngine:
         form, z0 = remote.form, z0.contiguous()
         if form is None or not form.fits(options, problem.layout, times, z0.dtype):
             form = remote.form = SolveForm(options, problem.layout, times, z0.dtype, remote.each)
-        reads = form.reads
-        found = z0.new_empty(len(reads.times), reads.width)
-        block = Block(form.block)
-        ints, p = block.ints, remote.pieces(tensors, z0)
-        ints[calls.Z0], ints[calls.ZS] = z0.data_ptr(), found.data_ptr()
-        ints[calls.PIECES], ints[calls.PARAMETERS] = len(tensors), p.address
+        reads, keep = form.reads, 0
         if record:
             places.go_back_here(z0)
-            states_only = options.sensitivity == "discrete" and not options.dense
-            ints[calls.KEEP] = 1 if states_only else 2
-        places.hand_over(z0)
-        code, number, sample = bridge().solve(remote.number, options.solver, block)
-        stats = field.stats
-        stats.nfe += ints[calls.NFE]
-        stats.accepted += ints[calls.ACCEPTED]
-        stats.rejected += ints[calls.REJECTED]
-        stats.jacobians += ints[calls.JACOBIANS]
+            keep = 1 if options.sensitivity == "discrete" and not options.dense else 2
+        found = z0.new_empty(len(reads.times), reads.width)
+        block, code, number, sample = form.solve(remote, tensors, z0, found, keep)
+        field.stats.add(counted(block))
         retcode, t = _retcode(code), block.floats[4]
         kept = None
         if number:
@@ -193,6 +180,15 @@ class JuliaEngine:
             return Forward(zs, t, retcode, kept)
         blamed, message = _explain(retcode, t, sample, options, problem, found)
         return Forward(zs, t, retcode, kept, message, blamed)
+
+    def repeated(self, problem: ODEProblem, options: SolveOptions) -> RepeatedSolve | None:
+        """A solve like the last one of this field, from another state."""
+        last = self._fields.last(problem.field)
+        if last is None or not last.remote.form.fits(
+            options, problem.layout, problem.times, problem.layout.dtype
+        ):
+            return None
+        return RepeatedSolve(problem, last)
 
     def dense_output(
         self,
@@ -229,7 +225,7 @@ class JuliaEngine:
             raise GradientError("the gradient of the loss holds NaN or infinity")
         of_z0 = zs.new_empty(kept.size)
         of_p = Pieces([torch.empty_like(x, dtype=zs.dtype) for x in kept.tensors], zs.dtype)
-        block = _block(back, zs.dtype, kept.size, kept.each)
+        block = block_of(back, zs.dtype, kept.size, kept.each)
         ints = block.ints
         ints[calls.PIECES], ints[calls.PARAMETERS] = len(of_p.tensors), of_p.address
         ints[calls.TIMES], ints[calls.WIDTH] = seeds.shape
@@ -291,53 +287,6 @@ def check_options(options: SolveOptions, names: Iterable[str]) -> None:
         default, why = UNSUPPORTED[name]
         if getattr(options, name) != default:
             raise InputError(f"engine='julia' has no option {name}: {why}")
-
-
-class SolveForm(Alike):
-    """What solves of one field by the same options, at the same times, have in common: all of a
-    call but the addresses of its tensors.
-
-    Attributes:
-        block: the numbers of a call.
-        reads: what is read off the solve.
-        each: B where each sample is solved by itself, else 0.
-    """
-
-    def __init__(
-        self,
-        options: SolveOptions,
-        layout: StateLayout,
-        times: Times,
-        dtype: torch.dtype,
-        each: bool,
-    ) -> None:
-        super().__init__(options, layout, times, dtype)
-        self.each, self.reads = (layout.rows or 1) if each else 0, Reads(times, layout)
-        self._stops = array("d", (*options.tstops, math.nan))  # never empty
-        self.block = _block(options, dtype, layout.size, self.each)
-        ints, floats = self.block.ints, self.block.floats
-        ints[calls.TIMES], ints[calls.WIDTH] = len(self.reads.times), self.reads.width
-        ints[calls.TS], ints[calls.AFTER] = self.reads.addresses
-        ints[calls.STOPS], ints[calls.STOPS_AT] = len(options.tstops), self._stops.buffer_info()[0]
-        floats[5], floats[6] = times.start, times.end
-
-
-def _block(options: SolveOptions, dtype: torch.dtype, size: int, each: int) -> Block:
-    """The numbers that forward and backward calls share, for states of ``size`` entries."""
-    block = Block()
-    ints, floats = block.ints, block.floats
-    ints[calls.N] = size // each if each else size
-    ints[calls.FLOAT32] = dtype == torch.float32
-    ints[calls.ADAPTIVE] = options.is_adaptive
-    ints[calls.MAX_STEPS] = options.max_steps
-    ints[calls.SAMPLES] = each
-    ints[calls.ELEMENTARY] = options.controller == "i"
-    floats[0], floats[1] = options.rtol, options.atol  # type: ignore[assignment]
-    if options.dt is not None:
-        floats[2] = options.dt
-    if math.isfinite(options.dt_max):
-        floats[3] = options.dt_max
-    return block
 
 
 _RETCODES = {str(code): code for code in Retcode}

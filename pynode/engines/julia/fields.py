@@ -172,6 +172,10 @@ class RemoteFields:
             return _open_callback(field, z0, t0)
         return self._lowered(field, z0, t0, asked)
 
+    def last(self, fn: Any) -> Last | None:
+        """The lowered field as it was last asked for."""
+        return self._last.get(fn)
+
     def _lowered(self, field: FlatField, z0: Tensor, t0: float, asked: Asked) -> RemoteField:
         """The lowered field: the last one again if nothing that it depends on has changed."""
         last = self._last.get(field.fn) if field.args is None else None

@@ -156,6 +156,10 @@ class TorchEngine:
             found.marks = torch.stack(watch.marks) if watch.marks else z0.new_empty((0, len(z0)))
         return found
 
+    def repeated(self, problem: ODEProblem, options: SolveOptions) -> None:
+        """A way of its own, beside :meth:`solve`, to make a solve again from another state."""
+        return None
+
     def dense_output(
         self,
         problem: ODEProblem,
