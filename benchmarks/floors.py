@@ -10,12 +10,12 @@ table.
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import machine
+from benchmarks import inside_julia, machine
 from benchmarks.cases import Case, all_cases
 from benchmarks.contenders import Contender, all_contenders
 from benchmarks.contenders.torch_problem import TorchProblem
@@ -104,24 +104,18 @@ solve, or nothing but the evaluations. (Both in loops that run alone in Julia, w
 | case | diffrax | pynode julia | × | in Julia | at most | evaluations | each | together | at most |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
 """
-IN_JULIA = """
-(run, solver, rtol, atol) -> begin
-    exported = PyNode.Run.read_folder(run)
-    field, u0, p = exported.field, vec(exported.data["z0"]), vec(exported.data["p"])
-    reads, du = PyNode.Reads(exported.data["ts"], length(u0)), similar(u0)
-    options = (; solver, rtol, atol, controller = "i", keep = :nothing)
-    solve() = PyNode.forward(field, u0, p, reads; options...)
-    evaluate() = PyNode.rhs!(du, field, u0, p, 0.0)
-    function best(f, n)
-        times = map(1:30) do _
-            start = time_ns()
-            foreach(_ -> f(), 1:n)
-            (time_ns() - start) / n
-        end
-        minimum(times) / 1000
-    end
-    [best(solve, 500), best(evaluate, 20_000), solve().stats.nfe]
-end
+HEAVY_IN_JULIA = """
+## Large fields, by the julia engine
+
+Where the time of such a solve by the julia engine goes, in ms, in loops that run alone in Julia.
+*each* is one evaluation of the field, and *products* what its matrix products take of that by the
+BLAS. A gradient evaluates again and pulls back: how often, and what both take for *each* of these
+evaluations. (Of a step all stages are evaluated, then all pulled back, so that what was kept for
+that has left the processor's nearer caches.) The rest is tanh and its derivatives, products with
+the tangents' factors, and sums, each one pass over memory.
+
+| case | solve | evaluations | each | products | gradient | again and back | each | products |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|
 """
 
 
@@ -232,15 +226,17 @@ def products(case: Case, program: str) -> list[tuple[int, int, int]]:
     return [(m, n, k) for m, n, k in sizes if m * n * k >= LEAST]
 
 
+@functools.cache
 def product_time(size: tuple[int, int, int], dtype: torch.dtype) -> float:
     """Milliseconds of one product, by the faster of two BLAS."""
     m, n, k = size
     a, b, out = torch.randn(m, k, dtype=dtype), torch.randn(k, n, dtype=dtype), torch.empty(m, n)
     out = out.to(dtype)
     x, y, z = a.numpy(), b.numpy(), out.numpy()
-    by_torch = lambda: [torch.mm(a, b, out=out) for _ in range(50)]  # noqa: E731
-    by_numpy = lambda: [np.matmul(x, y, out=z) for _ in range(50)]  # noqa: E731
-    return min(medians([by_torch, by_numpy])) / 50
+    repeats = max(1, 10**8 // (m * n * k))
+    by_torch = lambda: [torch.mm(a, b, out=out) for _ in range(repeats)]  # noqa: E731
+    by_numpy = lambda: [np.matmul(x, y, out=z) for _ in range(repeats)]  # noqa: E731
+    return min(medians([by_torch, by_numpy])) / repeats
 
 
 def product_row(case: Case, mode: str, contenders: dict[str, Contender]) -> str:
@@ -260,25 +256,32 @@ def product_row(case: Case, mode: str, contenders: dict[str, Contender]) -> str:
 
 
 def small_row(case: Case, contenders: dict[str, Contender]) -> str:
-    """One line of the last table."""
-    from juliacall import Main
+    """One line of the table of small systems."""
 
     def calls(name: str) -> Callable[[], Any]:
         run = contenders[name].prepare(case, "forward", "cpu").run
         return lambda: [run() for _ in range(100)]
 
     theirs, ours = (10 * ms for ms in medians([calls("diffrax"), calls("pynode julia")]))
-    p = TorchProblem(case, "cpu", False)
-    options = {"solver": "dp5", "rtol": case.rtol, "atol": case.atol, "controller": "i"}
-    with tempfile.TemporaryDirectory() as folder:
-        node = NeuralODE(p.field, engine="julia", **options)
-        node.export(f"{folder}/run", z0=p.z0, t=p.times)
-        inside = Main.seval(IN_JULIA)(f"{folder}/run", "dp5", case.rtol, case.atol)
-    solve, each, evaluations = (float(x) for x in inside)
+    solve, each, evaluations = inside_julia.small(case)
     return (
         f"| {case.name} | {theirs:.0f} | {ours:.0f} | {theirs / ours:.2f} | {solve:.0f} | "
         f"{theirs / solve:.2f} | {evaluations:.0f} | {each:.3f} | {evaluations * each:.0f} | "
         f"{theirs / (evaluations * each):.2f} |"
+    )
+
+
+def heavy_row(case: Case) -> str:
+    """One line of the last table."""
+    solve, each, evaluations, gradient, back, again = inside_julia.heavy(case)
+    dtype = getattr(torch, case.dtype)
+    f, pullback = (
+        sum(product_time(size, dtype) for size in products(case, program))
+        for program in ("f", "pullback")
+    )
+    return (
+        f"| {case.name} | {solve:.2f} | {evaluations:.0f} | {each:.3f} | {f:.3f} | "
+        f"{gradient:.2f} | {again:.0f} | {back:.3f} | {pullback:.3f} |"
     )
 
 
@@ -315,12 +318,16 @@ def main() -> int:
     for name in ("diffrax", "pynode julia"):
         why = contenders[name].missing("cpu")
         if why:
-            raise SystemExit(f"the last table needs {name}: {why}")
+            raise SystemExit(f"the last tables need {name}: {why}")
         contenders[name].start(1)
     lines.append(SMALL.rstrip())
     for case in all_cases(False):
         if case.name.startswith("spiral-b1-"):
             lines.append(small_row(case, contenders))
+    lines.append(HEAVY_IN_JULIA.rstrip())
+    for case in all_cases(False):
+        if case.name in HEAVY:
+            lines.append(heavy_row(case))
     PAGE.write_text("\n".join(lines) + "\n")
     print(PAGE.name)
     return 0
