@@ -157,13 +157,13 @@ code(data) = data["programs"]["f"]["code"]
 end
 
 @testset "matrix products, $T" for T in (Float32, Float64)
-    # Row-major matrices, each with a row length beyond its columns, and every way to be transposed.
-    matrix(rows, columns) = reshape(T.(randn(rows * (columns + 3))), columns + 3, rows)
+    # Row-major matrices, some with a row length beyond their columns, and every way to be transposed.
+    matrix(rows, columns, gap) = reshape(T.(randn(rows * (columns + gap))), columns + gap, rows)
     for m in (1, 3, 6, 19), n in (1, 2, 3, 4, 5, 9, 17), k in (1, 2, 3, 4, 5, 8, 11, 50), ta in (false, true), tb in (false, true)
-        A, B = ta ? matrix(k, m) : matrix(m, k), tb ? matrix(n, k) : matrix(k, n)
-        a = ta ? A[1:m, :] : permutedims(A[1:k, :])
-        b = tb ? B[1:k, :] : permutedims(B[1:n, :])
         for (add, ci, cj) in ((false, 0, 0), (true, 0, 1), (true, n, 1), (true, 1, 0)), beyond in (0, 2)
+            A, B = ta ? matrix(k, m, beyond) : matrix(m, k, beyond), tb ? matrix(n, k, beyond) : matrix(k, n, beyond)
+            a = ta ? A[1:m, :] : permutedims(A[1:k, :])
+            b = tb ? B[1:k, :] : permutedims(B[1:n, :])
             out, c = fill(T(NaN), n + beyond, m), T.(randn(m * n + 1))
             GC.@preserve A B out c PyNode.mm!(
                 m, n, k, pointer(out), n + beyond, pointer(A), ta, size(A, 1), pointer(B), tb, size(B, 1), add, pointer(c), ci, cj)
@@ -172,6 +172,16 @@ end
             @test all(abs.(permutedims(out[1:n, :]) - (a * b + addend)) .<= 50 * eps(T) * scale)
             @test all(isnan, out[(n + 1):end, :])
         end
+    end
+end
+
+@testset "a product added to where it goes, $T" for T in (Float32, Float64)
+    for m in (1, 6), n in (1, 2, 3, 9), k in (2, 3, 4, 8, 50), tb in (false, true)
+        a, b, c = T.(randn(k, m)), T.(randn(tb ? (k, n) : (n, k))), T.(randn(n, m))
+        out = copy(c)
+        GC.@preserve a b out PyNode.mm!(
+            m, n, k, pointer(out), n, pointer(a), false, k, pointer(b), tb, size(b, 1), true, pointer(out), n, 1)
+        @test out ≈ c + (tb ? transpose(b) : b) * a
     end
 end
 

@@ -483,3 +483,21 @@ def test_a_call_like_the_one_before(monkeypatch):
             with monkeypatch.context() as patch:
                 patch.setattr(neural_ode, "ODEProblem", None)  # nothing is put together
                 assert relative(node(2 * z0, times), wanted) < 1e-12
+
+
+def test_a_call_like_the_one_before_looks_at_what_is_frozen(monkeypatch):
+    """Values of frozen parameters are in the program; views and failures are as in other calls."""
+    field, z0, times = mlp(3, 8).requires_grad_(False), plain(1), torch.linspace(0.0, 1.0, 5)
+    node = NeuralODE(field, engine="julia")
+    node(z0, times)
+    columns = torch.cat([z0, z0], dim=1)[:, ::2]
+    with monkeypatch.context() as patch:
+        patch.setattr(neural_ode, "ODEProblem", None)
+        assert torch.equal(node(columns, times), node(columns.clone(), times))
+    before = node(z0, times)
+    next(field.parameters()).data.mul_(1.5)
+    after = node(z0, times)
+    assert relative(after, before) > 1e-3
+    assert relative(after, solve(field, z0, times, engine="julia").zs) < 1e-12
+    with pytest.raises(SolveError, match="NaN or infinite"):
+        node(torch.nan * z0, times)

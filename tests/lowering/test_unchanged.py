@@ -73,6 +73,45 @@ def test_nan_among_constants_is_no_change():
     assert Unchanged(field, [], [(constant, constant.clone())]).holds(field)
 
 
+KINDS = {
+    "small": lambda: torch.arange(6.0).reshape(2, 3),
+    "large": lambda: torch.arange(3e4),
+    "transposed": lambda: torch.arange(6.0).reshape(2, 3).t(),
+    "one number": lambda: torch.tensor(2.0),
+    "none": lambda: torch.zeros(0, 3),
+    "integers": lambda: torch.arange(4),
+    "half": lambda: torch.arange(4.0).bfloat16(),
+    "part of another": lambda: torch.arange(9.0)[2:5],
+    "a module's": lambda: nn.Parameter(torch.arange(3.0), requires_grad=False),
+}
+WRITES = {
+    "in place": lambda x: x.add_(1),
+    "behind its back": lambda x: x.data.add_(1),
+    "last entry": lambda x: x.reshape(-1)[-1:].add_(1) if x.is_contiguous() else x[-1, -1].add_(1),
+    "other memory": lambda x: setattr(x, "data", x + 1),
+    "memory of another size": lambda x: setattr(x, "data", x.new_ones(*x.shape, 2)),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_constants_are_compared_by_value(make, write):
+    constant, field = make(), lambda z: z
+    unchanged = Unchanged(field, [], [(constant, constant.clone())])
+    assert unchanged.holds(field)
+    write(constant)
+    nothing_else = constant.numel() == 0 and constant.ndim == 2
+    assert unchanged.holds(field) == nothing_else
+
+
+def test_constants_may_still_be_resized():
+    constant, field = torch.arange(4.0), lambda z: z
+    unchanged = Unchanged(field, [], [(constant, constant.clone())])
+    assert unchanged.holds(field)
+    constant.untyped_storage().resize_(0)
+    assert not unchanged.holds(field)
+
+
 def test_closures_defaults_and_partials():
     factor = 2.0
 

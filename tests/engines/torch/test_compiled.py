@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pynode import Event, NeuralODE, solve
-from pynode.engines.torch.compiled import build
+from pynode.engines.torch.compiled import build, units
 from pynode.errors import (
     CompileError,
     GradientError,
@@ -239,6 +239,28 @@ def test_what_a_field_holds_is_seen_when_it_changes():
 
 RATE = 1.0
 NET = nn.Linear(2, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("sensitivity", SENSITIVITIES)
+def test_programs_are_compared_with_torch_at_a_state(sensitivity, monkeypatch):
+    """Not at memory that nobody has written yet: some of what lies there is no number."""
+    seen, new_empty, lower = [], torch.Tensor.new_empty, units.lower
+
+    def looked_at(field, z0, *args, **options):
+        seen.append(z0.clone())
+        return lower(field, z0, *args, **options)
+
+    def poisoned(self, *args, **options):
+        x = new_empty(self, *args, **options)
+        return x.fill_(torch.nan) if x.is_floating_point() else x
+
+    monkeypatch.setattr(units, "lower", looked_at)
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 2))
+    node = NeuralODE(net, compile=True, sensitivity=sensitivity)
+    node(torch.randn(3, 2, requires_grad=True), torch.linspace(0, 1, 3)).sum().backward()
+    assert len(seen) == 2  # for the solve, then for its gradient
+    assert all(x.isfinite().all() for x in seen)
 
 
 def test_globals_that_a_field_names_are_seen_when_they_change(monkeypatch):

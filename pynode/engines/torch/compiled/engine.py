@@ -128,7 +128,7 @@ class CompiledEngine(TorchEngine):
         """dL/dz0 (N,) and the gradients of ``tensors`` from dL/dzs (T, N)."""
         assert isinstance(field, CompiledField)
         times, back = problem.times, options.backward()
-        z0 = zs.new_empty(problem.layout.size)  # for its dtype
+        z0 = zs[0].detach()  # a state at which new programs can be compared with torch
         unit, function = function_of(field, options.sensitivity, options, z0, times.start)
         if times.per_sample:
             grad = torch.nan_to_num(grad)
