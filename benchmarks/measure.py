@@ -28,7 +28,7 @@ WARM = 10
 """One of so many repeats is made before the clock starts, and at least one of what is SHORT."""
 SHORT = 0.1
 ROUNDS = 15
-SLOW = 3.0
+SLOW = 2.0
 """Seconds: of what takes longer, and whose first call is like the others, one is made."""
 WORST = 100.0
 """Errors above this many tolerances: no time is reported."""

@@ -37,7 +37,7 @@ class Plan:
         threads: numbers of threads, one run each.
         minutes: for all of it; cases that do not fit any more are rows that say so.
         limit: seconds after which one call of a contender is given up and its process ended; a
-            fifth of it, where its Python can be interrupted.
+            ninth of it, where its Python can be interrupted.
         kinds: ``forward`` and kinds of gradients to measure; None for all.
     """
 
@@ -136,7 +136,7 @@ class Measuring:
                 "device": self.plan.device,
                 "quick": self.plan.quick,
                 "budget": self.budget,
-                "patience": self.plan.limit / 5,
+                "patience": self.plan.limit / 9,
                 "skip": self.skip,
                 "kinds": self.plan.kinds,
                 "journal": str(journal),
@@ -218,7 +218,7 @@ def measure(plan: Plan) -> Found:
     budget = _budget(plan)
     for threads in plan.threads:
         # Some of the time is kept for what comes later: more threads, and memory.
-        kept = (0.25 if threads != plan.threads[-1] else 0.0) + (0.12 if plan.memory else 0.0)
+        kept = (0.15 if threads != plan.threads[-1] else 0.0) + (0.14 if plan.memory else 0.0)
         cases = [c for c in plan.cases if c.parallel or threads == plan.threads[0]]
         measuring = Measuring(plan, threads, "time", found, budget)
         if threads != plan.threads[0]:
@@ -244,13 +244,13 @@ def slower_gradients(rows: list[Row]) -> list[tuple[str, str, str]]:
 
 
 def _budget(plan: Plan) -> float:
-    """Seconds for the rounds of each row: an eighth of the time, shared by all rows."""
+    """Seconds for the rounds of each row: a tenth of the time, shared by all rows."""
     wanted = [c for c in all_contenders() if c.name in plan.contenders]
     rows = 0
     for case in plan.cases:
         times = len(plan.threads) if case.parallel else 1
         rows += times * sum(len(c.modes(case)) for c in wanted)
-    return min(8.0, plan.minutes * 60 / 8 / max(rows, 1))
+    return min(8.0, plan.minutes * 60 / 10 / max(rows, 1))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -261,7 +261,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kinds", help="forward and kinds of gradients, by commas; default: all")
     parser.add_argument("--no-memory", action="store_true", help="times alone")
     parser.add_argument("--threads", help="e.g. 1,8; default: 1 and all; with --quick 1")
-    parser.add_argument("--minutes", type=float, help="default: 28; with --quick 4.5")
+    parser.add_argument("--minutes", type=float, help="default: 29; with --quick 4.5")
     parser.add_argument("--limit", type=float, help="seconds for one call; default: 90, 20")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -290,7 +290,7 @@ def chosen(options: argparse.Namespace) -> Plan:
         cases,
         wanted,
         threads,
-        options.minutes or (4.5 if options.quick else 28),
+        options.minutes or (4.5 if options.quick else 29),
         options.limit or (20 if options.quick else 90),
         options.device,
         memory=any(case.memory for case in cases) and not options.no_memory,

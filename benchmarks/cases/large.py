@@ -19,7 +19,7 @@ def cases() -> list[Case]:
             rtol=1e-3,
             atol=1e-4,
             dtype="float32",
-            gradients=("discrete", "backsolve", "gauss"),
+            gradients=("discrete", "backsolve"),
             checked=slice(0, 8),
             wrt_params=False,
             memory=True,

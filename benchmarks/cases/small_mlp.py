@@ -30,5 +30,6 @@ def cases() -> list[Case]:
             rtol=1e-6,
             atol=1e-6,
             dtype="float64",
+            gradients=("discrete", "backsolve", "gauss"),
         )
     ]

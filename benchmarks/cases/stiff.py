@@ -20,7 +20,7 @@ def cases() -> list[Case]:
     shared = {
         "rtol": 1e-6,
         "stiff": True,
-        "gradients": ("discrete", "gauss", "quadrature"),
+        "gradients": ("discrete", "gauss"),
         "checked": slice(0, 8),
         "wrt_params": False,
     }
