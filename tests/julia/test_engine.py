@@ -485,6 +485,7 @@ def test_a_call_like_the_one_before(monkeypatch):
                 assert relative(node(2 * z0, times), wanted) < 1e-12
 
 
+@torch.no_grad()
 def test_a_call_like_the_one_before_looks_at_what_is_frozen(monkeypatch):
     """Values of frozen parameters are in the program; views and failures are as in other calls."""
     field, z0, times = mlp(3, 8).requires_grad_(False), plain(1), torch.linspace(0.0, 1.0, 5)
