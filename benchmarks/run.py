@@ -262,7 +262,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="times alone")
     parser.add_argument("--threads", help="e.g. 1,8; default: 1 and all; with --quick 1")
     parser.add_argument("--minutes", type=float, help="default: 29; with --quick 4.5")
-    parser.add_argument("--limit", type=float, help="seconds for one call; default: 90, 20")
+    parser.add_argument("--limit", type=float, help="seconds for one call; default: 90, 45")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--add", action="store_true", help="to the results that are in --out")
@@ -291,7 +291,7 @@ def chosen(options: argparse.Namespace) -> Plan:
         wanted,
         threads,
         options.minutes or (4.5 if options.quick else 29),
-        options.limit or (20 if options.quick else 90),
+        options.limit or (45 if options.quick else 90),
         options.device,
         memory=any(case.memory for case in cases) and not options.no_memory,
         quick=options.quick,
