@@ -5,7 +5,7 @@ as many evaluations as the solve made, each of the state that the one before ret
 gradients one backward pass through all of them. A solver whose own work cost nothing would take
 that long. Of compiled ones the floor is what no compiler takes away: the field's matrix products,
 which a BLAS does at nearly the machine's rate. It needs Julia, and jax with diffrax, for the last
-table.
+two tables.
 """
 
 from __future__ import annotations

@@ -112,8 +112,9 @@ def markdown(result: Result, picture: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-HOW_TO_READ = """All contenders run in one process, taking turns (A B A B …), warm, on the same
-arrays, by the method of Dormand and Prince with the same tolerances; for stiff cases each by the
+HOW_TO_READ = """All contenders run in one process, taking turns (A B A B …), warm, with a malloc
+that keeps what is freed (by default glibc gives large blocks back or not, as it happens), on the
+same arrays, by the method of Dormand and Prince with the same tolerances; for stiff cases each by the
 stiff method it has. (pynode with `controller="i"`, which torchdiffeq's and diffrax's controllers
 are; its own default takes smaller steps at loose tolerances.) *×* is how many times faster than
 torchdiffeq, the median over the rounds, with the smallest and the largest in brackets (no spread

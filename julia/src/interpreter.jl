@@ -101,8 +101,8 @@ function execute(code::Vector{Int}, from::Int, to::Int, slots::Vector{Ptr{T}}, i
     return nothing
 end
 
-# What an instruction's integers say: `code[i]` is its kind. A function for each number, that of the loop above stays
-# short: what one of them needs would else be set aside for all.
+# What an instruction's integers say: `code[i]` is its kind. Products, and all that is rare, are functions apart, so that
+# the loop above stays short: the registers and memory that they need would else be set aside for every instruction.
 @inline integers(code, i) = j -> @inbounds code[i + j]
 @inline addresses(code, i, slots) = j -> @inbounds step(slots[code[i + j] + 1], code[i + j + 1])
 @inline fours(code, i) = j -> @inbounds (code[i + j], code[i + j + 1], code[i + j + 2], code[i + j + 3])

@@ -183,10 +183,11 @@ class JuliaEngine:
 
     def repeated(self, problem: ODEProblem, options: SolveOptions) -> RepeatedSolve | None:
         """A solve like the last one of this field, from another state."""
-        last = self._fields.last(problem.field)
-        if last is None or not last.remote.form.fits(
-            options, problem.layout, problem.times, problem.layout.dtype
-        ):
+        last, layout = self._fields.last(problem.field), problem.layout
+        form = None if last is None else last.remote.form
+        if last is None or form is None:
+            return None
+        if not form.fits(options, layout, problem.times, layout.dtype):
             return None
         return RepeatedSolve(problem, last)
 
