@@ -114,8 +114,8 @@ def markdown(result: Result, picture: str) -> str:
 
 HOW_TO_READ = """All contenders run in one process, taking turns (A B A B …), warm, with a malloc
 that keeps what is freed (by default glibc gives large blocks back or not, as it happens), on the
-same arrays, by the method of Dormand and Prince with the same tolerances; for stiff cases each by the
-stiff method it has. (pynode with `controller="i"`, which torchdiffeq's and diffrax's controllers
+same arrays, by the method of Dormand and Prince with the same tolerances; for stiff cases each by
+the stiff method it has. (pynode with `controller="i"`, which torchdiffeq's and diffrax's controllers
 are; its own default takes smaller steps at loose tolerances.) *×* is how many times faster than
 torchdiffeq, the median over the rounds, with the smallest and the largest in brackets (no spread
 where slow calls left time for one round only): forward against its forward, gradients (forward
