@@ -115,17 +115,17 @@ def markdown(result: Result, picture: str) -> str:
 HOW_TO_READ = """All contenders run in one process, taking turns (A B A B …), warm, with a malloc
 that keeps what is freed (by default glibc gives large blocks back or not, as it happens), on the
 same arrays, by the method of Dormand and Prince with the same tolerances; for stiff cases each by
-the stiff method it has. (pynode with `controller="i"`, which torchdiffeq's and diffrax's controllers
-are; its own default takes smaller steps at loose tolerances.) *×* is how many times faster than
-torchdiffeq, the median over the rounds, with the smallest and the largest in brackets (no spread
-where slow calls left time for one round only): forward against its forward, gradients (forward
-pass included) against its backpropagation through `odeint` and against `odeint_adjoint`. *error*
-is that of the states (RMS) or, where it is larger, of the gradient in fixed directions, in units
-of rtol, against scipy at far tighter tolerances; an error above 100 gets no time. *cold* is the
-first call, compilation included. *MB* is the peak memory of a warm call above what was held before
-it, taken in a process of each contender's own (Julia uses memory again that its collector holds,
-which this does not see); – where it was not measured. On more threads, of each contender that
-gradient alone is measured which was its fastest on one."""
+the stiff method it has. (pynode with `controller="i"`, which torchdiffeq's and diffrax's
+controllers are; its own default takes smaller steps at loose tolerances.) *×* is how many times
+faster than torchdiffeq, the median over the rounds, with the smallest and the largest in brackets
+(no spread where slow calls left time for one round only): forward against its forward, gradients
+(forward pass included) against its backpropagation through `odeint` and against `odeint_adjoint`.
+*error* is that of the states (RMS) or, where it is larger, of the gradient in fixed directions, in
+units of rtol, against scipy at far tighter tolerances; an error above 100 gets no time. *cold* is
+the first call, compilation included. *MB* is the peak memory of a warm call above what was held
+before it, taken in a process of each contender's own (Julia uses memory again that its collector
+holds, which this does not see); – where it was not measured. On more threads, of each contender
+that gradient alone is measured which was its fastest on one."""
 
 
 def _setting(result: Result) -> Iterable[str]:
