@@ -127,6 +127,7 @@ class FlatField:
         # One real tensor under no autocast is the usual case, and what a step costs beside the
         # field: it is evaluated without the general way's detours.
         self.shape = layout.shapes[0] if layout.plain and autocast is None else None
+        self._sizes = layout.sizes
         self._dtype = layout.dtype
 
     def for_backward(self) -> FlatField:
@@ -150,7 +151,7 @@ class FlatField:
         """dz/dt in the state's ``shape``, where there is one, at a flat state."""
         self._count_one()
         shape, fn = self.shape, self.fn
-        state = z.reshape(shape)  # type: ignore[arg-type]
+        state = z.reshape(*self._sizes)
         if self.form == "z":
             value = fn(state)
         elif self.form == "tz":

@@ -82,7 +82,7 @@ class Coefficients:
         self.a = [tensor(row) for row in tableau.a]
         self.extra_a = [tensor(row) for row in tableau.extra_a]
         self.extra_c = tableau.extra_c
-        self.b = tensor(tableau.b)
+        self.b, self.nothing = tensor(tableau.b), tensor((0.0,))
         self.error = None if tableau.error is None else tensor(tableau.error)
         self.error_low = None if tableau.error_low is None else tensor(tableau.error_low)
         degree = max(len(row) for row in tableau.interpolant)
@@ -211,9 +211,9 @@ class Piece:
         self._extended = True
 
 
-def _advanced(z: Tensor, stages: Tensor, weights: Tensor, dt: float) -> Tensor:
+def _advanced(z: Tensor, stages: Tensor, weights: Tensor, dt: float, nothing: Tensor) -> Tensor:
     """z + Σ dt·w_i k_i with the sum first: added one by one, each term would round to z's ulp."""
-    return z + torch.mv(stages, weights * dt)
+    return z + torch.addmv(nothing, stages, weights, beta=0.0, alpha=dt)
 
 
 def _polynomial(row: list[float], theta: float) -> float:
@@ -303,7 +303,7 @@ class ExplicitStepper:
         else:
             self._store = stage_store(tableau.stages, like, taped)
             self._evaluate, self._put = rhs, self._store.put
-        self._nodes = tableau.c
+        self._nodes = tableau.c[1:]
         # One tensor of times for all stages; on another device it would cost a synchronisation.
         self._times_at_once = (
             isinstance(rhs, FlatField) and rhs.form != "z" and like.device.type == "cpu"
@@ -336,14 +336,15 @@ class ExplicitStepper:
             times = torch.tensor(times, dtype=z.dtype).unbind()
         z_stage = z
         end = len(c.a) - 1 if self.tableau.fsal else None
-        for i in range(1, len(c.a)):
+        for i, time in enumerate(times, 1):
             if i == end:
-                z_stage = _advanced(z, store.head(i), c.a[i], dt)
+                z_stage = _advanced(z, store.head(i), c.a[i], dt, c.nothing)
             else:
                 z_stage = torch.addmv(z, store.head(i), c.a[i], alpha=dt)
-            put(i, evaluate(times[i], z_stage))
-        z1 = z_stage if self.tableau.fsal else _advanced(z, store.head(len(c.a)), c.b, dt)
-        return Piece(c, t, t1, z, z1, store.stages, last)
+            put(i, evaluate(time, z_stage))
+        if not self.tableau.fsal:
+            z_stage = _advanced(z, store.head(len(c.a)), c.b, dt, c.nothing)
+        return Piece(c, t, t1, z, z_stage, store.stages, last)
 
     def restart(self) -> None:
         """Whatever the first stage of the next attempt would be taken from is left behind."""

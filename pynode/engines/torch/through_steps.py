@@ -171,7 +171,7 @@ class TapedStepper(ExplicitStepper):
         if self._first is None:
             self._first = rhs(start, 0.0, z)
         stages, z1 = [self._first], z
-        for row, node in zip(c.a[1:], self._nodes[1:], strict=True):
+        for row, node in zip(c.a[1:], self._nodes, strict=True):
             z1 = z + size * (torch.stack(stages).t() @ row)
             stages.append(rhs(last if node == 1.0 else t + node * dt, node, z1))
         all_stages = torch.stack(stages)
