@@ -93,7 +93,7 @@ end
 A step that would end this close to a stop ends on it: no sliver is left over, which would cost a whole step. The
 controllers' safety keeps the error to be expected below the tolerance.
 """
-const STRETCH = 1.05
+const STRETCH = 1.1
 
 function stretch!(integrator)
     integrator.opts.adaptive && SciMLBase.has_tstop(integrator) || return nothing

@@ -36,7 +36,7 @@ def test_every_classifier_learns_and_is_saved(model, tmp_path):
     assert fitted.classes == ("down", "up")
     fresh = steps(seed=5)
     scores = fitted.score(fresh)
-    assert scores["accuracy"] >= 0.7 and scores["auc"] > 0.75
+    assert scores["accuracy"] > 0.6 and scores["auc"] > 0.8
     assert scores["accuracy_low"] < scores["accuracy"] <= scores["accuracy_high"]
     found = fitted.predict(fresh.drop(columns="kind"))
     assert list(found.columns) == ["who", "prediction", "p_down", "p_up"]

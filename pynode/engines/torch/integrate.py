@@ -9,12 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from pynode.engines.torch.controller import (
-    STRETCH,
-    ErrorNorm,
-    maximum,
-    to_host,
-)
+from pynode.engines.torch.controller import ErrorNorm, maximum, to_host
 from pynode.engines.torch.runge_kutta import Piece, RightHandSide
 from pynode.engines.torch.steppers import Stepper
 from pynode.options import StepCallbacks
@@ -30,10 +25,12 @@ class Control(Protocol):
 
     Attributes:
         restarts: after a stop the method begins anew, with a first step size.
+        stretch: how much longer than proposed a step may be to end on a stop.
     """
 
     dt_min: float
     dt_max: float
+    stretch: float
     restarts: bool
 
     def first(
@@ -142,7 +139,7 @@ class Integrator:
         stepper = self.stepper
         begin, count = t, 0
         sliver = 4 * math.ulp(max(abs(t), abs(stop)))
-        slack = 1.0 + 1e-9 if self.control is None else STRETCH
+        slack = 1.0 + 1e-9 if self.control is None else self.control.stretch
         longest = math.inf if self.control is None else self.control.dt_max
         while (stop - t) * direction > 0:
             dt = self.dt

@@ -74,6 +74,17 @@ def test_factor_limits():
             solve(decay, torch.ones(1), [0.0, 1.0], **bad)
 
 
+@pytest.mark.parametrize("how", [{}, {"step_control": "per_sample"}, {"compile": True}], ids=str)
+def test_a_rejected_step_is_not_stretched_to_its_length_again(how):
+    """With so little safety the size after a rejection, stretched, could be the one before it, and
+    so for ever."""
+    for end in torch.linspace(0.3, 2.3, 60, dtype=torch.float64):
+        times, z0 = torch.stack([0 * end, end]), torch.ones(2, 1, dtype=torch.float64)
+        options = {"rtol": 1e-5, "atol": 1e-6, "controller": "i", "safety": 0.99, **how}
+        solution = solve(lambda t, z: 3 * z * torch.cos(5 * t), z0, times, **options)
+        assert solution.stats.rejected < 50
+
+
 def test_callbacks_see_the_forward_solve_only():
     seen: dict[str, list] = {"attempt": [], "accepted": [], "rejected": []}
 

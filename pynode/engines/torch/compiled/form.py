@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pynode.engines.alike import Alike
 from pynode.engines.torch.compiled.call import Call
-from pynode.engines.torch.controller import STRETCH
+from pynode.engines.torch.controller import stretch
 from pynode.engines.torch.integrate import stops_between
 from pynode.engines.torch.runge_kutta import Jumps
 from pynode.options import CONTROLLERS, SolveOptions
@@ -116,7 +116,7 @@ def _call(
     call.largest = options.norm == "max"
     call.exponents[:] = CONTROLLERS[options.controller]
     call.safety, call.shrink, call.grow = options.safety, options.shrink, options.grow
-    call.dt_min, call.dt_max, call.stretch = options.dt_min, options.dt_max, STRETCH
+    call.dt_min, call.dt_max, call.stretch = options.dt_min, options.dt_max, stretch(options)
     call.adaptive, call.max_steps = options.is_adaptive, options.max_steps
     if options.grid:
         call.has_dt, call.dt = 1, math.inf

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from pynode.engines.torch.controller import STRETCH
+from pynode.engines.torch.controller import stretch
 from pynode.engines.torch.graphed.attempt import Attempt
 from pynode.engines.torch.graphed.control import (
     DONE,
@@ -155,7 +155,7 @@ class Run:
         b1, b2, b3 = (beta / order for beta in CONTROLLERS[o.controller])
         adaptive = o.is_adaptive
         return {
-            "direction": self._direction, "stretch": STRETCH if adaptive else 1.0 + 1e-9,
+            "direction": self._direction, "stretch": stretch(o) if adaptive else 1.0 + 1e-9,
             "longest": o.dt_max if adaptive else math.inf, "far": self._times.end,
             "b1": b1, "b2": b2, "b3": b3, "elementary": 1.0 / order, "safety": o.safety,
             "shrink": o.shrink, "grow": o.grow, "dt_min": o.dt_min if adaptive else 0.0,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pynode.engines.torch.controller import stretch
 from pynode.engines.torch.per_sample.field import At
 from pynode.engines.torch.per_sample.step import RowStep
 from pynode.engines.torch.runge_kutta import StepCoefficients
@@ -106,6 +107,7 @@ class RowStepSize:
         self._safety, self._shrink, self._most = options.safety, options.shrink, options.grow
         self._grow = np.full(count, self._most)
         self.dt_max = options.dt_max
+        self.stretch = stretch(options)
 
     def keep(self, keep: np.ndarray) -> None:
         self._past = [past[keep] for past in self._past]

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.engines.torch.controller import STRETCH
 from pynode.engines.torch.integrate import End, first_non_finite
 from pynode.engines.torch.per_sample.control import (
     RowErrorNorm,
@@ -251,7 +250,7 @@ class RowIntegrator:
         if self.control is None:
             reach = a.h * (1.0 + 1e-9)
         else:
-            reach = a.h * STRETCH
+            reach = a.h * self.control.stretch
             if self.control.dt_max < math.inf:
                 reach = np.minimum(reach, self.control.dt_max)
         return reach + a.sliver >= np.abs(a.stop - a.t)
