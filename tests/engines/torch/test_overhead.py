@@ -55,15 +55,15 @@ def per_step(end: float, grad: bool, **options) -> tuple[Counter, int, int]:
 def test_operations_of_a_dp5_step(grad):
     """The difference of a longer and a shorter solve, so that start and end cancel out.
 
-    Each of the six stages takes a time, two views, a product and a copy; the new state two more,
-    for its rounding's sake; the last stage becomes the first by another copy; the error estimate
-    takes seven operations and the synchronisation.
+    Each of the six stages takes a view, a product and a copy, all their times two operations; the
+    new state one more, for its rounding's sake; the last stage becomes the first by another copy;
+    the error estimate takes seven operations and the synchronisation.
     (torchdiffeq 0.2.5 takes 194 and 18 synchronisations.)
     """
     options = {"solver": "dp5", "rtol": 1e-5, "atol": 1e-6, "sensitivity": "backsolve"}
     (short, n, _), (long, m, _) = (per_step(end, grad, **options) for end in (2.0, 12.0))
     assert m - n > 15
-    assert (long.total() - short.total()) / (m - n) <= 41
+    assert (long.total() - short.total()) / (m - n) <= 31
     assert (long[SYNC] - short[SYNC]) / (m - n) <= 1
 
 
