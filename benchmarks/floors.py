@@ -39,7 +39,9 @@ from pynode.lowering import lower
 from pynode.solution import Statistics
 from pynode.state import StateLayout
 
-CASES = ("spiral-b1-1e-3", "spiral-b256-1e-3", "cnf-exact", "cnf-hutchinson")
+CASES = (
+    "spiral-b1-1e-3", "spiral-b256-1e-3", "spiral-b256-1e-7", "cnf-exact", "cnf-hutchinson",
+)  # fmt: skip
 HEAVY = ("cnf-exact", "cnf-hutchinson", "large")
 ROUNDS = 9
 PAGE = Path(__file__).parent.parent / "docs" / "floors.md"

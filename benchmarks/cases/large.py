@@ -22,7 +22,6 @@ def cases() -> list[Case]:
             gradients=("discrete", "backsolve"),
             checked=slice(0, 8),
             wrt_params=False,
-            memory=True,
             parallel=True,
         )
     ]
