@@ -55,11 +55,14 @@ Written by `python -m benchmarks.floors`; do not edit.
 Without `compile=True` each evaluation of the field is torch's own operations, called one by one,
 and no solver can make them faster. *field alone* is the time of as many evaluations as pynode's
 solve made, with nothing between them (gradients: and one backward pass through all of them). *at
-most* is how many times faster than torchdiffeq a solver would be whose own work cost nothing. That
-work is operations of torch, too: *operations* counts those of pynode's solve, and of the field
-alone, with what autograd makes of them (the field alone goes back through each evaluation, a solve
-only through those of accepted steps). The least of them, the addition of two states, takes *each*.
-Times are in ms, medians of {rounds} rounds that take turns; *×* is against torchdiffeq.
+most* is how many times faster than torchdiffeq a solver would be whose own work cost nothing. But
+each state that a solver evaluates the field at is made of the stages before it: *and sums* is the
+field with one product of stages and weights after each evaluation, without a step's other work
+(errors, outputs, cotangents of all but the last stage). That work is operations of torch, too:
+*operations* counts those of pynode's solve, and of the field alone, with what autograd makes of
+them (the field alone goes back through each evaluation, a solve only through those of accepted
+steps). The least of them, the addition of two states, takes *each*. Times are in ms, medians of
+{rounds} rounds that take turns; *×* is against torchdiffeq.
 
 So where *at most* is near 1, as for the flows, no eager solver can be much faster than torchdiffeq;
 and where states are small, the solver's operations, at a price of one to several µs each, are what
@@ -140,14 +143,24 @@ def operations(run: Callable[[], Any]) -> int:
     return found.count
 
 
-def chain(p: TorchProblem, evaluations: int, backward: bool = True) -> Callable[[], Any]:
-    """The field alone, so many times; forward and backward where the problem is about gradients."""
+def chain(
+    p: TorchProblem, evaluations: int, backward: bool = True, sums: bool = False
+) -> Callable[[], Any]:
+    """The field alone, so many times; forward and backward where the problem is about gradients.
+
+    Args:
+        sums: between two evaluations, add a product of stages and weights, as all solvers must.
+    """
+    stages, weights = torch.zeros(p.z0.numel(), 6, dtype=p.dtype), torch.zeros(6, dtype=p.dtype)
+    shape = p.z0.shape
 
     def run() -> Any:
         t, z = p.times.reshape(-1)[0], p.z0
         with torch.set_grad_enabled(p.gradient):
             for _ in range(evaluations):
                 z = p.field(t, z)
+                if sums:
+                    z = torch.addmv(z.reshape(-1), stages, weights).reshape(*shape)
             if p.gradient and backward:
                 return torch.autograd.grad(z.sum(), [p.z0, *p.field.arrays], allow_unused=True)
         return z
@@ -179,12 +192,14 @@ def row(case: Case, mode: str, contenders: dict[str, Contender]) -> str:
     problem = TorchProblem(case, "cpu", mode != "forward")
     z = problem.z0.detach()
     field = chain(problem, evaluations)
-    times = medians([base.run, mine.run, field, lambda: [z + z for _ in range(100)]])
-    theirs, ours, alone, additions = times
+    sums = chain(problem, evaluations, sums=True)
+    times = medians([base.run, mine.run, field, sums, lambda: [z + z for _ in range(100)]])
+    theirs, ours, alone, summed, additions = times
     counts = f"{operations(mine.run)} / {operations(field)}"
     return (
         f"| {case.name} | {mode} | {theirs:.2f} | {ours:.2f} | {theirs / ours:.2f} | "
-        f"{evaluations} | {alone:.2f} | {theirs / alone:.2f} | {counts} | {additions * 10:.2f} |"
+        f"{evaluations} | {alone:.2f} | {theirs / alone:.2f} | {summed:.2f} | "
+        f"{theirs / summed:.2f} | {counts} | {additions * 10:.2f} |"
     )
 
 
@@ -298,9 +313,9 @@ def main() -> int:
     )
     lines = [
         HEAD.format(machine=machine.describe("cpu"), versions=versions, rounds=ROUNDS),
-        "| case | | torchdiffeq | pynode | × | evaluations | field alone | at most | operations | "
-        "each, µs |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| case | | torchdiffeq | pynode | × | evaluations | field alone | at most | and sums | "
+        "at most | operations | each, µs |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for case in all_cases(False):
         if case.name in CASES:
