@@ -74,6 +74,7 @@ def _growth(
     axes = part.subplots(1, len(growing), sharey=True, squeeze=False)[0]
     for ax, axis in zip(axes, growing, strict=True):
         points = sorted((value, case) for case, (a, value) in result.growth.items() if a == axis)
+        seen: set[int] = set()
         for name, look in style.items():
             xs, ys = [], []
             for value, case in points:
@@ -87,8 +88,9 @@ def _growth(
                     ys.append(y * 1e3 if what == "time" else y / 2**20)
             if xs:
                 ax.plot(xs, ys, label=name, ms=4, lw=1, **look)
+            seen.update(xs)
         ax.set(xscale="log", yscale="log", xlabel=axis)
-        values = [value for value, _ in points]
+        values = sorted(seen)
         ax.set_xticks(values, labels=[str(value) for value in values])
         ax.set_xticks([], minor=True)
         ax.grid(alpha=0.3)

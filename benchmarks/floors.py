@@ -77,7 +77,10 @@ The same gradients (of the states' sum) in parts, in ms. *forward* without autog
 autograd adds to that, *backward* what follows: of the field, called as often as the solve calls
 it, and what the solver's own operations add to each. The field's part is what every solver pays;
 only the solver's is left to shorten. (It comes out negative where the solve goes back through
-fewer evaluations than the field alone does: not through that for the first step's size.)
+fewer evaluations than the field alone does: not through that for the first step's size.) Of the
+solver's part in *kept* and *backward* most is autograd's: a node for each operation, a cotangent
+for each stage by each later one. One node of our own for each stage, or a backward pass of its own
+for each evaluation, was hardly faster: what is called from Python costs as much again.
 
 | case | field: forward | kept | backward | solver: forward | kept | backward | together |
 |---|---:|---:|---:|---:|---:|---:|---:|
@@ -193,8 +196,9 @@ def row(case: Case, mode: str, contenders: dict[str, Contender]) -> str:
     z = problem.z0.detach()
     field = chain(problem, evaluations)
     sums = chain(problem, evaluations, sums=True)
-    times = medians([base.run, mine.run, field, sums, lambda: [z + z for _ in range(100)]])
-    theirs, ours, alone, summed, additions = times
+    theirs, ours, alone, summed = medians([base.run, mine.run, field, sums])
+    # By itself: after a gradient malloc sorts what that has freed, for some calls to come.
+    additions = medians([lambda: [z + z for _ in range(100)]])[0]
     counts = f"{operations(mine.run)} / {operations(field)}"
     return (
         f"| {case.name} | {mode} | {theirs:.2f} | {ours:.2f} | {theirs / ours:.2f} | "
