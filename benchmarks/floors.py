@@ -79,8 +79,9 @@ it, and what the solver's own operations add to each. The field's part is what e
 only the solver's is left to shorten. (It comes out negative where the solve goes back through
 fewer evaluations than the field alone does: not through that for the first step's size.) Of the
 solver's part in *kept* and *backward* most is autograd's: a node for each operation, a cotangent
-for each stage by each later one. One node of our own for each stage, or a backward pass of its own
-for each evaluation, was hardly faster: what is called from Python costs as much again.
+for each stage by each later one. (One node of our own for each stage, and a backward pass of its
+own for each evaluation, were tried by hand, and were not or hardly faster: what is called from
+Python costs as much again.)
 
 | case | field: forward | kept | backward | solver: forward | kept | backward | together |
 |---|---:|---:|---:|---:|---:|---:|---:|

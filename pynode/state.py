@@ -237,7 +237,7 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _sizes(shape: tuple[int, ...]) -> tuple[Any, ...]:
-    return shape or ((),)
+    return shape or ((),)  # for one number: view() without arguments is an error
 
 
 def _as_complex(pairs: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class StepCoefficients(Protocol):
 
 
 class Coefficients:
-    """A tableau as tensors of one dtype on one device."""
+    """A tableau as tensors of one dtype on one device; ``nothing`` is a zero."""
 
     def __init__(self, tableau: Tableau, dtype: torch.dtype, device: torch.device) -> None:
         def tensor(row: tuple[float, ...]) -> Tensor:
@@ -212,7 +212,11 @@ class Piece:
 
 
 def _advanced(z: Tensor, stages: Tensor, weights: Tensor, dt: float, nothing: Tensor) -> Tensor:
-    """z + Σ dt·w_i k_i with the sum first: added one by one, each term would round to z's ulp."""
+    """z + Σ dt·w_i k_i with the sum first: added one by one, each term would round to z's ulp.
+
+    Of ``nothing``, which addmv wants to add to, beta takes 0: it scales within the product, so that
+    no sum of unscaled stages overflows.
+    """
     return z + torch.addmv(nothing, stages, weights, beta=0.0, alpha=dt)
 
 
